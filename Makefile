@@ -1,0 +1,38 @@
+# `make quickstart` and `make test` do all set-up. Nothing is done twice: set-up is repeated only when
+# pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+# uv from the PATH, or from a small environment of its own.
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+
+.PHONY: quickstart test lint format clean
+
+quickstart: $(VENV)/.installed
+	$(RUN) -m cs_models.quickstart
+
+test: $(VENV)/.installed
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy cs_models datamodules benchmarks train.py eval.py
+
+format: $(VENV)/.installed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(UV)
+	test -x $(RUN) || $(UV) venv --python $(PYTHON) $(VENV)
+	$(UV) pip install --python $(RUN) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet uv

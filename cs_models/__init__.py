@@ -1,0 +1,1 @@
+"""Compressed sensing: measurement operators, reconstruction networks, training-free solvers, one benchmark."""

@@ -1,0 +1,38 @@
+"""Errors that a user can cause, each with one line that says what was wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A wrong path, name, ratio, shape or file.
+
+    The message is one line: what was wrong, what was expected, what to do. The command-line programs print it
+    and exit with status 2; a traceback would add nothing.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Ending of an error message: the nearest known name, or the known names.
+
+    Args:
+        name: what the user typed.
+        choices: the names that exist.
+
+    Returns:
+        ``"; did you mean 'x'?"`` or ``"; choose from a, b, c"``.
+    """
+    known = list(choices)
+    by_lower_case = {choice.lower(): choice for choice in known}
+    match = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    if match:
+        return f"; did you mean '{by_lower_case[match[0]]}'?"
+    return "; choose from " + ", ".join(sorted(known))
+
+
+def one_line(message: str) -> str:
+    """The telling part of a parser's message: its lines joined, without the list of what else was tried."""
+    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip(" -")]
+    return " ".join(lines)

@@ -1,0 +1,82 @@
+"""Measurement operators: what is measured, ``y = A x``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cs_models.errors import UserError, nearest
+from cs_models.operators.bank import Sampling, SamplingBank
+from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error, fold_channels
+from cs_models.operators.block import BlockOperator
+from cs_models.operators.column import ColumnOperator
+from cs_models.operators.fourier import FourierOperator
+from cs_models.operators.matrices import check_ratio, file_source, load_matrix, take_rows
+from cs_models.operators.pixel import PixelOperator
+from cs_models.operators.structured import StructuredOperator
+
+__all__ = [
+    "BlockOperator",
+    "ColumnOperator",
+    "FourierOperator",
+    "MatrixOperator",
+    "MeasurementOperator",
+    "PixelOperator",
+    "Sampling",
+    "SamplingBank",
+    "StructuredOperator",
+    "adjoint_error",
+    "fold_channels",
+    "make_operator",
+]
+
+OPERATOR_NAMES = ("block", "structured", "column", "pixel", "fourier")
+
+
+def make_operator(
+    spec: str, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
+) -> MeasurementOperator:
+    """An operator from the words of the command line.
+
+    Args:
+        spec: ``block`` (33x33), ``block:32``, ``structured`` (n = 32^2), ``structured:16``, ``column``, ``pixel``,
+            ``fourier`` (radial mask), or the path of a `.npy` or `.mat` file. A file holds a mask where it is of
+            the image's size with entries 0 and 1, a column matrix where it has as many columns as the image has
+            rows, and else a block matrix of B^2 columns.
+        ratio: CS ratio in (0, 1].
+        image_size: (H, W).
+        seed: of the random draw; not used for files.
+        noise_sigma: standard deviation of the noise, on the scale of images in [0, 1].
+
+    Raises:
+        UserError: for an unknown name, a ratio outside (0, 1] or a file that does not fit.
+    """
+    check_ratio(ratio)
+    name, _, size = spec.partition(":")
+    if Path(spec).suffix in (".npy", ".mat"):
+        return _from_file(spec, ratio, image_size, noise_sigma)
+    if name not in OPERATOR_NAMES:
+        raise UserError(f"unknown operator '{spec}', and no .npy or .mat file{nearest(name, OPERATOR_NAMES)}")
+    if size and (name not in ("block", "structured") or not size.isdecimal() or int(size) < 1):
+        raise UserError(f"cannot read the operator '{spec}'; a size belongs to block or structured, as in block:32")
+    if name == "block":
+        return BlockOperator.gaussian(ratio, image_size, int(size or 33), seed, noise_sigma)
+    if name == "structured":
+        return StructuredOperator.gaussian(ratio, image_size, int(size or 32), seed, noise_sigma)
+    if name == "column":
+        return ColumnOperator.gaussian(ratio, image_size, seed, noise_sigma)
+    if name == "pixel":
+        return PixelOperator(image_size, ratio, seed, noise_sigma)
+    return FourierOperator.radial(ratio, image_size, seed, noise_sigma)
+
+
+def _from_file(path: str, ratio: float, image_size: tuple[int, int], noise_sigma: float) -> MeasurementOperator:
+    matrix = load_matrix(path)
+    source = file_source(path)
+    if tuple(matrix.shape) == image_size and bool(((matrix == 0) | (matrix == 1)).all()):
+        return FourierOperator(matrix, noise_sigma=noise_sigma, source=source)
+    if matrix.shape[0] > matrix.shape[1]:
+        raise UserError(f"{path} is {matrix.shape[0]}x{matrix.shape[1]}; a sampling matrix has more columns than rows")
+    rows = take_rows(matrix, ratio, path).float()
+    if matrix.shape[1] == image_size[0]:
+        return ColumnOperator(rows, image_size, ratio, noise_sigma, source)
+    return BlockOperator(rows, image_size, ratio, noise_sigma, source)

@@ -1,0 +1,115 @@
+"""Which operator a training step samples with: a seeded pool of operators for each ratio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cs_models.errors import UserError
+from cs_models.operators.base import MeasurementOperator
+from cs_models.operators.block import BlockOperator
+from cs_models.operators.matrices import (
+    check_ratio,
+    gaussian_matrix,
+    orthonormal_rows,
+    rows_for_ratio,
+)
+from cs_models.operators.structured import StructuredOperator
+
+# Training matrices have seeds from here on, so that evaluation, whose seeds are small, meets unseen ones.
+FIRST_TRAINING_SEED = 100_000
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What training samples with.
+
+    Attributes:
+        ratios: nominal CS ratios in (0, 1], each equally likely.
+        kind: "block", or "structured" with a new permutation in every step.
+        block_size: B.
+        matrices_per_ratio: how many different matrices; they are shared, nested, by the ratios.
+        noise_sigma: largest standard deviation of the noise on the measurements, on the 0-255 scale; each step
+            draws one uniformly between 0 and it.
+        seed: of the draws and of the matrices.
+    """
+
+    ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    kind: Literal["block", "structured"] = "block"
+    block_size: int = 33
+    matrices_per_ratio: int = 1
+    noise_sigma: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.ratios:
+            raise UserError("sampling needs at least one ratio, such as 0.1")
+        for ratio in self.ratios:
+            check_ratio(ratio)
+        if self.matrices_per_ratio < 1:
+            raise UserError(f"matrices_per_ratio must be at least 1, got {self.matrices_per_ratio}")
+
+
+class SamplingBank:
+    """Random projection augmentation: every training step draws a ratio and one of the ratio's matrices.
+
+    The draw depends only on (seed, step), not on the process or on what was drawn before: all ranks of a
+    distributed run measure with the same operator, and a resumed run draws what the uninterrupted one would.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._matrices: dict[int, Tensor] = {}
+
+    def draw(self, step: int, image_size: tuple[int, int], device: torch.device | str = "cpu") -> MeasurementOperator:
+        """The operator of a training step. The matrices stay on the device that asked last."""
+        sampling = self.sampling
+        generator = torch.Generator().manual_seed(mix(sampling.seed, step))
+        ratio = sampling.ratios[_below(len(sampling.ratios), generator)]
+        index = _below(sampling.matrices_per_ratio, generator)
+        sigma = sampling.noise_sigma / 255 * torch.rand((), generator=generator).item()
+        permutation_seed = _below(2**31, generator)
+        return self._operator(ratio, index, image_size, permutation_seed, sigma, device)
+
+    def matrix(self, ratio: float, index: int = 0, device: torch.device | str = "cpu") -> Tensor:
+        """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows."""
+        n = self.sampling.block_size**2
+        if index not in self._matrices:
+            rows = rows_for_ratio(max(self.sampling.ratios), n)
+            seed = FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
+            self._matrices[index] = orthonormal_rows(gaussian_matrix(rows, n, seed)).float()
+        self._matrices[index] = self._matrices[index].to(device)
+        return self._matrices[index][: rows_for_ratio(ratio, n)]
+
+    def _operator(
+        self,
+        ratio: float,
+        index: int,
+        image_size: tuple[int, int],
+        permutation_seed: int,
+        noise_sigma: float,
+        device: torch.device | str,
+    ) -> MeasurementOperator:
+        source = {"bank_seed": self.sampling.seed, "index": index}
+        matrix = self.matrix(ratio, index, device)
+        if self.sampling.kind == "structured":
+            return StructuredOperator(matrix, image_size, permutation_seed, ratio, noise_sigma, source)
+        return BlockOperator(matrix, image_size, ratio, noise_sigma, source)
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several small numbers; near inputs give unrelated seeds (SplitMix64)."""
+    state = 0
+    for number in numbers:
+        state = (state ^ (number + 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))

@@ -1,0 +1,226 @@
+"""What is measured: ``y = A x``, as a module that moves between devices and dtypes with its matrix.
+
+Every operator obeys four laws, which `tests/test_operators.py` checks for each of them in float64:
+
+* ``<A x, y> = <x, A^T y>`` (for complex measurements the real part of the inner product),
+* ``A pinv(A x) = A x``,
+* ``pinv(A pinv(y)) = pinv(y)``,
+* ``normal(x) = A^T A x``.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Self, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def full_precision(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Let a method compute in its operands' precision under autocast too.
+
+    Data consistency is cheap and precision-critical: a network's convolutions may run in bfloat16, A may not.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: Any, tensor: Tensor) -> Tensor:
+        with torch.autocast(tensor.device.type, enabled=False):
+            return method(self, tensor)
+
+    return wrapped
+
+
+class MeasurementOperator(nn.Module, ABC):
+    """A linear map from images ``(N, C, H, W)`` to measurements ``(N, C, ...)``.
+
+    Every channel of every image is measured by itself with the same map, so colour images need no special case.
+
+    An operator is bound to one image size; `resized` gives the same sampling for another size, sharing the matrix.
+
+    Attributes:
+        image_size: (H, W) of the images that it measures.
+        ratio: nominal CS ratio in (0, 1], measurements per pixel.
+        noise_sigma: standard deviation of the white noise on the measurements that `measure` adds, on the scale
+            of images in [0, 1].
+    """
+
+    def __init__(self, image_size: tuple[int, int], ratio: float, noise_sigma: float = 0.0) -> None:
+        super().__init__()
+        height, width = image_size
+        if height < 1 or width < 1:
+            raise ValueError(f"image_size must be positive, got {image_size}")
+        self.image_size = (int(height), int(width))
+        self.ratio = float(ratio)
+        self.noise_sigma = float(noise_sigma)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Measurements ``A x`` of images ``(N, C, H, W)``."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Back-projection ``A^T y``, images ``(N, C, H, W)``."""
+
+    @abstractmethod
+    def pinv(self, y: Tensor) -> Tensor:
+        """Pseudo-inverse ``A^+ y``: the least-squares image of smallest norm, ``(N, C, H, W)``."""
+
+    @abstractmethod
+    def resized(self, height: int, width: int) -> MeasurementOperator:
+        """The same sampling for images of another size."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """The facts that determine the operator, ready for JSON: kind, ratio, seed or sha256, sizes."""
+
+    def normal(self, x: Tensor) -> Tensor:
+        """``A^T A x`` for images ``(N, C, H, W)``."""
+        return self.adjoint(self(x))
+
+    def measure(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``A x`` plus white noise of standard deviation `noise_sigma`.
+
+        Args:
+            x: images ``(N, C, H, W)`` in [0, 1].
+            generator: random state of the noise, on the CPU so that every device sees the same noise.
+        """
+        y = self(x)
+        if self.noise_sigma == 0:
+            return y
+        noise = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+        return y + self.noise_sigma * noise.to(y.device)
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """The image size that the sampling works on inside; larger than `image_size` where blocks need padding."""
+        return self.image_size
+
+    def padded(self) -> Self:
+        """The operator on the zero-padded image. It takes the very same measurements."""
+        if self.padded_size == self.image_size:
+            return self
+        return cast(Self, self.resized(*self.padded_size))
+
+    def crop(self, x: Tensor) -> Tensor:
+        """Cut images of `padded_size` back to `image_size`."""
+        height, width = self.image_size
+        return x[..., :height, :width]
+
+
+def adjoint_error(operator: MeasurementOperator, x: Tensor, y: Tensor) -> float:
+    """Relative error of ``<A x, y> = <x, A^T y>``; about the rounding unit for a correct operator.
+
+    Args:
+        x: images ``(N, C, H, W)``.
+        y: measurements of the shape that ``operator(x)`` has.
+
+    Returns:
+        ``|<A x, y> - <x, A^T y>| / (|A x| |y|)``.
+    """
+    measured, image = operator(x), operator.adjoint(y)
+    left = torch.sum(measured.conj() * y).real
+    right = torch.sum(x.conj() * image).real
+    return float((left - right).abs() / (measured.norm() * y.norm()))
+
+
+class MatrixOperator(MeasurementOperator):
+    """One matrix on many short signals cut from the image: blocks, columns, or permuted pixels.
+
+    Subclasses say how an image falls into signals (`signals`) and how signals form an image (`image`); both
+    are permutations of pixels, with zero padding and cropping where the signals do not tile the image.
+
+    Measurements have the shape ``(N, C, L, M)``: L signals a channel, M measurements a signal.
+
+    Attributes:
+        matrix: ``(M, n)``; each signal of n samples gives M measurements.
+    """
+
+    matrix: Tensor
+
+    def __init__(
+        self,
+        matrix: Tensor,
+        image_size: tuple[int, int],
+        ratio: float | None = None,
+        noise_sigma: float = 0.0,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            matrix: ``(M, n)``.
+            image_size: (H, W).
+            ratio: nominal ratio; M / n where it is not given.
+            noise_sigma: see `MeasurementOperator`.
+            source: where the matrix comes from (seed, or file and sha256), for `spec`.
+        """
+        super().__init__(image_size, matrix.shape[0] / matrix.shape[1] if ratio is None else ratio, noise_sigma)
+        self.register_buffer("matrix", matrix)
+        self.source = dict(source or {})
+        self._gram_inverse: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def orthonormal(self) -> bool:
+        """Whether the rows of the matrix are orthonormal, to the rounding of float32."""
+        rows = self.matrix.double()
+        identity = torch.eye(rows.shape[0], dtype=torch.float64, device=rows.device)
+        return bool(torch.allclose(rows @ rows.T, identity, atol=1e-5, rtol=0))
+
+    @abstractmethod
+    def signals(self, x: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` as signals ``(N, C, L, n)``, zero-padded."""
+
+    @abstractmethod
+    def image(self, signals: Tensor) -> Tensor:
+        """Signals ``(N, C, L, n)`` as images ``(N, C, H, W)``, cropped. The adjoint of `signals`."""
+
+    @full_precision
+    def forward(self, x: Tensor) -> Tensor:
+        return self.signals(x) @ self.matrix.T
+
+    @full_precision
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.image(y @ self.matrix)
+
+    @full_precision
+    def pinv(self, y: Tensor) -> Tensor:
+        # A^+ = A^T (A A^T)^+ holds for any A. Where blocks are cut by the image's border, A A^T differs from
+        # signal to signal: only the pixels inside the image count.
+        # Rows kept in float32 are orthonormal to float32's rounding, which is too little in float64.
+        if self.orthonormal and self.padded_size == self.image_size and y.dtype != torch.float64:
+            return self.adjoint(y)
+        if self._gram_inverse is None:
+            self._gram_inverse = self._invert_grams()
+        kinds, inverses = self._gram_inverse
+        inverses = inverses.to(y)
+        if len(inverses) == 1:
+            return self.adjoint(y @ inverses[0])
+        weighted = torch.einsum("nclm,lmk->nclk", y, inverses[kinds.to(y.device)])
+        return self.adjoint(weighted)
+
+    def _invert_grams(self) -> tuple[Tensor, Tensor]:
+        """Kind of each signal ``(L,)`` and pseudo-inverse of ``A A^T`` of each kind ``(kinds, M, M)``."""
+        inside = self.signals(torch.ones(1, 1, *self.image_size, dtype=self.matrix.dtype, device=self.matrix.device))
+        masks, kinds = torch.unique(inside[0, 0], dim=0, return_inverse=True)
+        matrix = self.matrix.double()
+        grams = torch.einsum("mn,kn,pn->kmp", matrix, masks.double(), matrix)
+        return kinds, torch.linalg.pinv(grams, hermitian=True)
+
+    def _facts(self, kind: str) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "ratio": self.ratio,
+            "rows": self.matrix.shape[0],
+            "n": self.matrix.shape[1],
+            **self.source,
+        }
+
+
+def fold_channels(x: Tensor) -> tuple[Tensor, int]:
+    """Images ``(N, C, H, W)`` as ``(N C, 1, H, W)``, and C; networks for one channel take colour images so."""
+    return rearrange(x, "n c h w -> (n c) 1 h w"), x.shape[1]

@@ -1,0 +1,132 @@
+"""Sampling matrices: seeded and nested, or a user's own from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cs_models.errors import UserError
+
+
+def rows_for_ratio(ratio: float, n: int) -> int:
+    """Measurements of a signal of n samples: ``max(1, floor(ratio n + 1/2))``, the ISTA-Net family's rule.
+
+    Raises:
+        UserError: if the ratio is outside (0, 1].
+    """
+    check_ratio(ratio)
+    return max(1, math.floor(ratio * n + 0.5))
+
+
+def check_ratio(ratio: float) -> None:
+    """Raise UserError if a CS ratio is outside (0, 1]."""
+    if not 0 < ratio <= 1:
+        raise UserError(f"ratio {ratio:g} is outside (0, 1]; 0.1 means 10 measurements for 100 pixels")
+
+
+def gaussian_matrix(rows: int, n: int, seed: int) -> Tensor:
+    """Standard normal ``(rows, n)`` in float64; the first rows are the same for every number of rows.
+
+    numpy's RandomState is frozen, so a seed means the same matrix on every machine and in every later version.
+    """
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal((rows, n)))
+
+
+def orthonormal_rows(matrix: Tensor) -> Tensor:
+    """Gram-Schmidt on the rows, first to last: the first k rows span what the first k rows of the input span.
+
+    Args:
+        matrix: ``(M, n)`` with M <= n.
+    """
+    q, r = torch.linalg.qr(matrix.T)
+    return (q * torch.sign(torch.diagonal(r))).T.contiguous()
+
+
+def unit_norm_columns(matrix: Tensor) -> Tensor:
+    """Every column scaled to Euclidean norm 1, as the CLOMP paper's sampling has them."""
+    return matrix / matrix.norm(dim=0, keepdim=True)
+
+
+def load_matrix(path: str | Path, key: str = "phi") -> Tensor:
+    """A sampling matrix ``(M, n)`` or a mask ``(H, W)`` from a `.npy` or `.mat` file, in float64.
+
+    Args:
+        path: the file; pickled content is refused.
+        key: name of the variable inside a `.mat` file. Where it is absent and the file holds exactly one array,
+            that one is taken.
+
+    Raises:
+        UserError: if the file is missing, unreadable, of another type, or not a finite real matrix.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"matrix file not found: {path}; give an existing .npy or .mat file")
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        elif path.suffix == ".mat":
+            array = _read_mat(path, key)
+        else:
+            raise UserError(f"matrix file {path} has the suffix '{path.suffix}'; expected .npy or .mat")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot read the matrix file {path}: {error}".splitlines()[0]) from error
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise UserError(f"{path} holds {array.dtype} of shape {array.shape}; expected a real matrix of two dimensions")
+    if not np.isfinite(array).all():
+        raise UserError(f"{path} holds values that are not finite")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+
+
+def _read_mat(path: Path, key: str) -> np.ndarray:
+    from scipy.io import loadmat
+
+    variables = {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
+    if key in variables:
+        return variables[key]
+    if len(variables) == 1:
+        return next(iter(variables.values()))
+    raise UserError(f"{path} has no variable '{key}'; it has {', '.join(sorted(variables)) or 'none'}")
+
+
+def take_rows(matrix: Tensor, ratio: float, origin: str) -> Tensor:
+    """The rows of a given matrix that sample at a ratio: all of them, or the first ones of a larger matrix.
+
+    A matrix whose number of rows is within one of the rule's is taken whole, since released matrices round
+    differently (544 or 545 rows of 1089 at 50 %).
+
+    Raises:
+        UserError: if the matrix has too few rows.
+    """
+    available, n = matrix.shape
+    wanted = rows_for_ratio(ratio, n)
+    if abs(available - wanted) <= 1:
+        return matrix
+    if available < wanted:
+        raise UserError(
+            f"{origin} has {available} rows of {n}, ratio {available / n:.3g}; ratio {ratio:g} needs {wanted} rows"
+        )
+    return matrix[:wanted]
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Hexadecimal sha256 of a tensor's values, in its dtype, row-major."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def file_source(path: str | Path) -> dict[str, Any]:
+    """How an operator's `spec` names a file."""
+    return {"file": Path(path).name, "sha256": sha256_of(path)}

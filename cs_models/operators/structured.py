@@ -1,0 +1,107 @@
+"""Structurally random sampling: a permutation of all pixels, then one matrix on pieces of them (IDM)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from cs_models.errors import UserError
+from cs_models.operators.base import MatrixOperator
+from cs_models.operators.matrices import check_ratio, gaussian_matrix, orthonormal_rows
+
+
+class StructuredOperator(MatrixOperator):
+    """Permutes the pixels of the image, cuts them into vectors of n = B^2 and samples each by the same matrix.
+
+    Images whose sides are not multiples of B are padded with zeros at the bottom and at the right first.
+    """
+
+    permutation: Tensor
+    inverse: Tensor
+
+    def __init__(
+        self,
+        matrix: Tensor,
+        image_size: tuple[int, int],
+        permutation_seed: int = 0,
+        ratio: float | None = None,
+        noise_sigma: float = 0.0,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            matrix: ``(M, B^2)``.
+            image_size: (H, W), any.
+            permutation_seed: seed of the permutation.
+            ratio: nominal ratio; M / B^2 where it is not given.
+            noise_sigma: see `MeasurementOperator`.
+            source: seed, or file and sha256, for `spec`.
+
+        Raises:
+            UserError: if the number of columns is not the square of a block size.
+        """
+        super().__init__(matrix, image_size, ratio, noise_sigma, source)
+        self.block_size = math.isqrt(matrix.shape[1])
+        if self.block_size**2 != matrix.shape[1]:
+            raise UserError(
+                f"a structured matrix has B*B columns, such as 1024 for B = 32; this one has {matrix.shape[1]}"
+            )
+        self.permutation_seed = permutation_seed
+        height, width = self.padded_size
+        permutation = torch.from_numpy(np.random.RandomState(permutation_seed).permutation(height * width))
+        self.register_buffer("permutation", permutation.to(matrix.device))
+        self.register_buffer("inverse", torch.argsort(permutation).to(matrix.device))
+
+    @classmethod
+    def gaussian(
+        cls,
+        ratio: float,
+        image_size: tuple[int, int],
+        block_size: int = 32,
+        seed: int = 0,
+        noise_sigma: float = 0.0,
+    ) -> StructuredOperator:
+        """Orthonormal Gaussian rows, ``q = ceil(ratio B^2)`` of them, and the permutation, both from one seed."""
+        check_ratio(ratio)
+        n = block_size**2
+        # The small term keeps 0.1 * 1000 = 100.000...01 from gaining a row by binary rounding.
+        rows = max(1, math.ceil(ratio * n - 1e-9))
+        matrix = orthonormal_rows(gaussian_matrix(rows, n, seed)).float()
+        return cls(matrix, image_size, seed, ratio, noise_sigma, {"seed": seed})
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        height, width = self.image_size
+        b = self.block_size
+        return math.ceil(height / b) * b, math.ceil(width / b) * b
+
+    def permuted(self, permutation_seed: int) -> StructuredOperator:
+        """The same matrix with another permutation (IDM draws one for every batch and every test image)."""
+        return StructuredOperator(
+            self.matrix, self.image_size, permutation_seed, self.ratio, self.noise_sigma, self.source
+        )
+
+    def resized(self, height: int, width: int) -> StructuredOperator:
+        return StructuredOperator(
+            self.matrix, (height, width), self.permutation_seed, self.ratio, self.noise_sigma, self.source
+        )
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return self._facts("structured") | {"permutation_seed": self.permutation_seed}
+
+    def signals(self, x: Tensor) -> Tensor:
+        (height, width), (padded_height, padded_width) = self.image_size, self.padded_size
+        padded = F.pad(x, (0, padded_width - width, 0, padded_height - height))
+        pixels = rearrange(padded, "n c h w -> n c (h w)")[..., self.permutation]
+        return rearrange(pixels, "n c (l n2) -> n c l n2", n2=self.matrix.shape[1])
+
+    def image(self, signals: Tensor) -> Tensor:
+        pixels = rearrange(signals, "n c l n2 -> n c (l n2)")[..., self.inverse]
+        return self.crop(rearrange(pixels, "n c (h w) -> n c h w", h=self.padded_size[0]))

@@ -1,0 +1,168 @@
+"""Checkpoints to share: safetensors weights with the full configuration in the header. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cs_models.errors import UserError, nearest
+from cs_models.operators import Sampling
+from cs_models.operators.carried import CarriedSampling
+from cs_models.reconstruction import ReconstructionModule, Training
+
+# Adding a model is one line here, its file, and a YAML.
+MODELS = {
+    "ista_net": "cs_models.unfolding.ista_net:ISTANetModule",
+    "ista_net_pp": "cs_models.unfolding.ista_net_pp:ISTANetPPModule",
+    "coast": "cs_models.unfolding.coast:COASTModule",
+    "idm": "cs_models.diffusion.idm:IDMModule",
+}
+
+
+def model_class(name: str) -> type[ReconstructionModule]:
+    """The LightningModule of a model's name.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if name not in MODELS:
+        raise UserError(f"unknown model '{name}'{nearest(name, MODELS)}")
+    module, _, attribute = MODELS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def save_checkpoint(module: ReconstructionModule, path: str | Path) -> Path:
+    """Write weights (the moving average where there is one), carried matrices and configuration.
+
+    The file is written beside its place and renamed into it, so that no reader sees half of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"network.{key}": value for key, value in module.evaluated_network.state_dict().items()}
+    tensors |= {f"carried.{key}": value for key, value in module.carried.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"cs_models": json.dumps(module.header())})
+    partial.replace(path)
+    return path
+
+
+def load_checkpoint(path: str | Path) -> ReconstructionModule:
+    """The module of a `.safetensors` file, or of a Lightning `.ckpt` file, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: if the file is missing, damaged, not one of ours, or does not fit its own configuration.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint not found: {path}")
+    if path.suffix == ".ckpt":
+        header, tensors = _read_lightning(path)
+    elif path.suffix == ".safetensors":
+        header, tensors = _read_safetensors(path)
+    else:
+        raise UserError(
+            f"{path} has the suffix '{path.suffix}'; expected .safetensors or .ckpt (released weights: "
+            "python -m cs_models.import_official)"
+        )
+    try:
+        module = _build(header)
+        _fill(module, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: its configuration does not describe a model of this version: {error}") from error
+    return module.eval()
+
+
+def _build(header: dict[str, Any]) -> ReconstructionModule:
+    cls = model_class(header["model"])
+    network, training = _with_tuples(header["network"]), _with_tuples(header["training"])
+    # The moving average is what was exported, so it is not averaged again.
+    training |= {"sampling": Sampling(**training["sampling"]), "ema_decay": None}
+    module = cls(cls.config_class(**network), Training(**training))  # type: ignore[call-arg]
+    module.carried = CarriedSampling()
+    module.carried.make_room(header["carried"])
+    module.provenance = header["provenance"]
+    return module
+
+
+def _with_tuples(value: Any) -> Any:
+    """What JSON turned into lists, as the tuples that configurations hold."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _fill(module: ReconstructionModule, tensors: dict[str, torch.Tensor]) -> None:
+    own = {key: value for key, value in module.state_dict().items() if key.startswith(("network.", "carried."))}
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    misshapen = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
+    if missing or unexpected or misshapen:
+        raise UserError(f"its weights do not fit: {describe_mismatch(missing, unexpected, misshapen)}")
+    module.load_state_dict(tensors, strict=False)
+
+
+def describe_mismatch(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+    """One line on keys that do not fit, each kind cut after three names."""
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    return "; ".join(
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if "cs_models" not in metadata:
+        raise UserError(f"{path} is no checkpoint of this framework: its header has no 'cs_models' entry")
+    return json.loads(metadata["cs_models"]), tensors
+
+
+def _read_lightning(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"cannot read {path} as a checkpoint without code: {str(error).splitlines()[0]}") from error
+    if "cs_models" not in content:
+        raise UserError(f"{path} is no checkpoint of this framework: it has no 'cs_models' entry")
+    state = content["state_dict"]
+    averaged = {key.removeprefix("ema.module."): value for key, value in state.items() if key.startswith("ema.module.")}
+    own = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+    tensors = {f"network.{key}": value for key, value in (averaged or own).items()}
+    tensors |= {key: value for key, value in state.items() if key.startswith("carried.")}
+    return content["cs_models"], tensors
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m cs_models.checkpoints last.ckpt --out model.safetensors``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cs_models.checkpoints", description="Turn a Lightning checkpoint into one to share."
+    )
+    parser.add_argument("source", help="a .ckpt file of train.py")
+    parser.add_argument("--out", required=True, help="the .safetensors file to write")
+    options = parser.parse_args(arguments)
+    try:
+        print(save_checkpoint(load_checkpoint(options.source), options.out))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Estimates that are linear in the measurements: the yardsticks that every other method must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from cs_models.errors import UserError
+from cs_models.operators.base import MeasurementOperator
+from cs_models.operators.block import BlockOperator
+from cs_models.reconstruction import Reconstructor, Solution
+from datamodules.catalog import load_set
+
+
+@dataclass(frozen=True)
+class BackProjection(Reconstructor):
+    """``x = A^T y``."""
+
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        return Solution(operator.adjoint(y))
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class PseudoInverse(Reconstructor):
+    """``x = A^+ y``, the image of smallest norm that explains the measurements."""
+
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        return Solution(operator.pinv(y))
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+
+class LinearEstimate(Reconstructor):
+    """The linear estimate of least mean squared error, block by block: ``Q y``, ``Q = C Phi^T (Phi C Phi^T)^-1``.
+
+    C is the second moment of the blocks of training photographs; with blocks X and Y = Phi X, Q is the
+    ``X Y^T (Y Y^T)^-1`` that ISTA-Net starts from.
+    """
+
+    def __init__(self, training_set: str = "bundled-train") -> None:
+        """
+        Args:
+            training_set: the set whose blocks give C.
+        """
+        self.training_set = training_set
+        # A benchmark asks for the same matrix image after image.
+        self._latest: tuple[Tensor, Tensor] | None = None
+
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        if not isinstance(operator, BlockOperator):
+            raise UserError("method 'linear' estimates blocks; measure with --operator block, or leave it out")
+        return Solution(operator.image(y @ self.estimator(operator).to(y).T))
+
+    def estimator(self, operator: BlockOperator) -> Tensor:
+        """Q of an operator's matrix, ``(B^2, M)`` in float64."""
+        if self._latest is None or self._latest[0] is not operator.matrix:
+            moment = second_moment(self.training_set, operator.block_size)
+            self._latest = (operator.matrix, linear_estimator(operator.matrix, moment))
+        return self._latest[1]
+
+    def settings(self) -> dict[str, Any]:
+        return {"training_set": self.training_set}
+
+
+def linear_estimator(matrix: Tensor, moment: Tensor) -> Tensor:
+    """``Q = C Phi^T (Phi C Phi^T)^-1``.
+
+    Args:
+        matrix: Phi ``(M, n)``.
+        moment: C ``(n, n)``, symmetric and positive semidefinite.
+
+    Returns:
+        ``(n, M)`` in float64, on the device of the matrix.
+    """
+    phi = matrix.double()
+    covariance = moment.to(phi)
+    cross = covariance @ phi.T
+    gram = phi @ cross
+    # A share of the mean variance far below the noise of 8-bit pixels keeps a rank-deficient C invertible.
+    gram.diagonal().add_(1e-8 * gram.diagonal().mean())
+    return torch.cholesky_solve(cross.T, torch.linalg.cholesky(gram)).T
+
+
+@lru_cache(maxsize=4)
+def second_moment(training_set: str, block_size: int) -> Tensor:
+    """Mean of ``x x^T`` over the BxB luminance blocks of an image set, and over their flips and rotations.
+
+    Returns:
+        ``(B^2, B^2)`` in float64, for pixels in [0, 1], row by row inside a block.
+
+    Raises:
+        UserError: if the set is unknown or no image of it holds a block.
+    """
+    stride = max(1, block_size // 4)
+    n = block_size**2
+    total, count = torch.zeros(n, n, dtype=torch.float64), 0
+    for _, image in load_set(training_set):
+        if min(image.shape[-2:]) < block_size:
+            continue
+        blocks = F.unfold(image[None], block_size, stride=stride)[0]
+        total += (blocks @ blocks.T).double()
+        count += blocks.shape[1]
+    if count == 0:
+        raise UserError(f"no image of '{training_set}' is as large as a {block_size}x{block_size} block")
+    moment = rearrange(total / count, "(a b) (c d) -> a b c d", a=block_size, c=block_size)
+    moment = (moment + moment.permute(1, 0, 3, 2)) / 2
+    moment = (moment + moment.flip(0, 2)) / 2
+    moment = (moment + moment.flip(1, 3)) / 2
+    return rearrange(moment, "a b c d -> (a b) (c d)")

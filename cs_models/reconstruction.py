@@ -1,0 +1,329 @@
+"""The one interface of everything that reconstructs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pytorch_lightning.plugins import MixedPrecision
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from cs_models.errors import UserError
+from cs_models.metrics import psnr, ssim
+from cs_models.operators import MeasurementOperator, Sampling, SamplingBank, make_operator
+from cs_models.operators.bank import mix
+from cs_models.operators.carried import CarriedSampling
+from cs_models.operators.matrices import tensor_sha256
+from cs_models.panels import log_panel
+from cs_models.unfolding.recursion import UnfoldingNetwork, check_schedule, draw_schedule
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A reconstruction and how it was reached.
+
+    Attributes:
+        x: images ``(N, C, H, W)``, not clipped.
+        iterations: iterations of each image ``(N,)``; None where the word has no meaning.
+        residual: ``|A x - y| / |y|`` of each image ``(N,)``.
+        converged: whether the stopping rule was met before the limit on iterations or time ``(N,)``.
+    """
+
+    x: Tensor
+    iterations: Tensor | None = None
+    residual: Tensor | None = None
+    converged: Tensor | None = None
+
+
+class Reconstructor(ABC):
+    """Anything that maps (y, A) to an estimate of x: a network, a sampler, a training-free solver."""
+
+    @abstractmethod
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        """Reconstruct, and say how it went.
+
+        Args:
+            y: measurements of a batch of images, as ``operator(x)`` gives them.
+            operator: what was measured; its `image_size` is the size of the result.
+
+        Raises:
+            UserError: where the pair of method and operator makes no sense.
+        """
+
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        """The images ``(N, C, H, W)`` of `solve`."""
+        return self.solve(y, operator).x
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What determines the result besides y and A, ready for JSON: solver settings, or the weights' sha256."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained; one section of the YAML serves every network.
+
+    Attributes:
+        sampling: ratios and matrices.
+        learning_rate: of Adam, the largest one of the schedule.
+        schedule: "constant"; "one_cycle" or "cosine" over all optimiser steps, cosine after a linear warm-up;
+            "step" multiplies by `step_factor` every `step_every` steps.
+        warmup_steps: of "cosine".
+        step_every: of "step".
+        step_factor: of "step".
+        weight_decay: decoupled (AdamW).
+        ema_decay: decay of the exponential moving average of the weights, which validation and export then use;
+            None for none.
+        random_iterations: each training step draws how often each layer is applied, uniformly from 1 up to the
+            network's own schedule.
+        loss_on: "final", or "all" for the mean over every iteration's output.
+        panel_images: how many validation images are shown to the logger.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "one_cycle", "cosine", "step"] = "constant"
+    warmup_steps: int = 0
+    step_every: int = 10_000
+    step_factor: float = 0.5
+    weight_decay: float = 0.0
+    ema_decay: float | None = None
+    random_iterations: bool = False
+    loss_on: Literal["final", "all"] = "final"
+    panel_images: int = 2
+
+
+class ReconstructionModule(pl.LightningModule, Reconstructor):
+    """A network, how it is trained, and what it was sampled with.
+
+    Subclasses give `name`, `config_class` and a network called as ``network(y, operator)``; they override
+    `training_loss` where the paper's loss is not a mean squared error.
+
+    Attributes:
+        network: maps (y, A) of one-channel images to images.
+        config: architecture, a dataclass of plain values.
+        training: how it is trained.
+        carried: matrices that travel with the weights.
+        provenance: where the weights come from, ready for JSON.
+    """
+
+    name: str
+    config_class: type
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.config = config
+        self.training_options = training
+        self.bank = SamplingBank(training.sampling)
+        self.carried = CarriedSampling()
+        self.provenance: dict[str, Any] = {}
+        self.iterations_per_layer: tuple[int, ...] | None = None
+        self.ema = None
+        if training.ema_decay is not None:
+            from timm.utils import ModelEmaV3
+
+            self.ema = ModelEmaV3(self.network, decay=training.ema_decay, use_warmup=True)
+            self.ema.requires_grad_(False)
+        self._validation: dict[str, list[Tensor]] = {}
+        self._panels: list[tuple[str, Tensor]] = []
+
+    # Reconstruction
+
+    @property
+    def evaluated_network(self) -> nn.Module:
+        """The network whose results count: the moving average where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        """Reconstruct images of any number of channels, each channel by itself.
+
+        Raises:
+            UserError: if the network cannot work with this operator.
+        """
+        return Solution(self.reconstruct(y, operator))
+
+    @torch.no_grad()
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        self.accepts(operator)
+        self.evaluated_network.eval()
+        planes = rearrange(y, "n c ... -> (n c) 1 ...")
+        x = self._run(self.evaluated_network, planes, operator)
+        return rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float()
+
+    def _run(self, network: nn.Module, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        if self.iterations_per_layer is None:
+            return network(y, operator)
+        return network(y, operator, self.iterations_per_layer)
+
+    @torch.no_grad()
+    def reconstruct_all(self, y: Tensor, operator: MeasurementOperator) -> list[Tensor]:
+        """The estimates ``(N, C, H, W)`` after each iteration of an unfolding network.
+
+        Raises:
+            UserError: if the network is no unfolding network, or cannot work with this operator.
+        """
+        network = self.evaluated_network
+        if not isinstance(network, UnfoldingNetwork):
+            raise UserError(f"{self.name} has no intermediate reconstructions; unfolding networks have")
+        self.accepts(operator)
+        network.eval()
+        planes = rearrange(y, "n c ... -> (n c) 1 ...")
+        iterates = network.unfold(planes, operator, self.iterations_per_layer, keep_all=True).iterates
+        return [rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float() for x in iterates]
+
+    def accepts(self, operator: MeasurementOperator) -> None:
+        """Raise UserError if the network cannot reconstruct from this operator; the base class takes any."""
+
+    def set_schedule(self, iterations_per_layer: Sequence[int]) -> None:
+        """Apply the layers that often from now on.
+
+        Raises:
+            UserError: if the network has no layers to repeat, or the schedule does not fit.
+        """
+        if not isinstance(self.network, UnfoldingNetwork):
+            raise UserError(f"{self.name} takes no iterations_per_layer; unfolding networks do")
+        self.iterations_per_layer = check_schedule(iterations_per_layer, len(self.network.layers))
+
+    def natural_operator(
+        self, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
+    ) -> MeasurementOperator:
+        """What the network is evaluated with where nobody says: the carried matrix, or a seeded unseen one."""
+        carried = self.carried.operator(ratio, image_size, noise_sigma)
+        if carried is not None:
+            return carried
+        sampling = self.training_options.sampling
+        return make_operator(f"{sampling.kind}:{sampling.block_size}", ratio, image_size, seed, noise_sigma)
+
+    def settings(self) -> dict[str, Any]:
+        weights = {key: tensor_sha256(value) for key, value in self.evaluated_network.state_dict().items()}
+        digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+        schedule = self.iterations_per_layer or getattr(self.network, "iterations_per_layer", None)
+        return {"model": self.name, "weights": digest, "iterations_per_layer": schedule and list(schedule)}
+
+    # Training
+
+    def training_schedule(self) -> tuple[int, ...] | None:
+        """How often each layer is applied in this training step; None for the network's own schedule."""
+        if not self.training_options.random_iterations:
+            return None
+        assert isinstance(self.network, UnfoldingNetwork)
+        seed = self.training_options.sampling.seed
+        return draw_schedule(self.network.iterations_per_layer, seed, self.global_step)
+
+    def training_loss(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        """Loss of a batch of images ``(N, 1, H, W)``; mean squared error unless a subclass says otherwise."""
+        assert isinstance(self.network, UnfoldingNetwork)
+        keep_all = self.training_options.loss_on == "all"
+        run = self.network.unfold(y, operator, self.training_schedule(), keep_all)
+        return torch.stack([F.mse_loss(iterate.float(), x) for iterate in run.iterates]).mean()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        x = batch.float() / 255
+        operator = self.bank.draw(self.global_step, (x.shape[-2], x.shape[-1]), self.device)
+        noise = torch.Generator().manual_seed(
+            mix(self.training_options.sampling.seed, self.global_step, self.global_rank)
+        )
+        y = operator.measure(x, noise)
+        loss = self.training_loss(x, y, operator)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for fused optimisers under any mixed precision. Only a gradient scaler (fp16),
+        # with which the optimiser is not fused, would make that wrong.
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.ema is not None:
+            self.ema.update(self.network, step=self.global_step)
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation, self._panels = {}, []
+
+    def validation_step(self, batch: tuple[Tensor, Sequence[str]], batch_idx: int) -> None:
+        x, names = batch
+        panels = [x] if batch_idx < self.training_options.panel_images else []
+        for ratio in self.training_options.sampling.ratios:
+            operator = self.natural_operator(ratio, (x.shape[-2], x.shape[-1])).to(self.device)
+            estimate = self.reconstruct(operator(x), operator).clamp(0, 1)
+            self._validation.setdefault(f"val/psnr_{100 * ratio:g}", []).append(psnr(estimate, x))
+            self._validation.setdefault(f"val/ssim_{100 * ratio:g}", []).append(ssim(estimate, x))
+            if panels:
+                panels.append(estimate)
+        if panels:
+            self._panels.append((names[0], torch.cat(panels, dim=-1)[0].cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        means = []
+        for key, values in self._validation.items():
+            metric = MeanMetric().to(self.device)
+            metric.update(torch.cat(values))
+            mean = metric.compute()
+            self.log(key, mean, rank_zero_only=True)
+            if key.startswith("val/psnr"):
+                means.append(mean)
+        if means:
+            self.log("val/psnr", torch.stack(means).mean(), prog_bar=True)
+        if self.logger is not None and self.trainer.is_global_zero:
+            for image_name, panel in self._panels:
+                log_panel(self.logger, f"panel/{image_name.replace('/', '_')}", panel, self.global_step)
+
+    def configure_optimizers(self) -> Any:
+        options = self.training_options
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            options.learning_rate,
+            weight_decay=options.weight_decay,
+            fused=getattr(self.trainer.precision_plugin, "scaler", None) is None,
+        )
+        if options.schedule == "constant":
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = _scheduler(optimizer, options, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["cs_models"] = self.header()
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the weights that `cs_models.checkpoints.load_checkpoint` needs, ready for JSON."""
+        return {
+            "model": self.name,
+            "network": asdict(self.config),
+            "training": asdict(self.training_options),
+            "carried": self.carried.shapes(),
+            "provenance": self.provenance,
+        }
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, options: Training, total: int) -> torch.optim.lr_scheduler.LRScheduler:
+    schedulers = torch.optim.lr_scheduler
+    if options.schedule == "one_cycle":
+        return schedulers.OneCycleLR(optimizer, options.learning_rate, total_steps=total)
+    if options.schedule == "step":
+        return schedulers.StepLR(optimizer, options.step_every, options.step_factor)
+    cosine = schedulers.CosineAnnealingLR(optimizer, max(1, total - options.warmup_steps))
+    if options.warmup_steps == 0:
+        return cosine
+    warmup = schedulers.LinearLR(optimizer, 1 / options.warmup_steps, total_iters=options.warmup_steps)
+    return schedulers.SequentialLR(optimizer, [warmup, cosine], [options.warmup_steps])

@@ -1,0 +1,1 @@
+"""Deep unfolding networks: the gradient step is the operator's, the proximal step is learned."""

@@ -1,0 +1,203 @@
+"""Unfolding as a schedule: how often each layer is applied, and the loop that applies it.
+
+The framework of "Recursions Are All You Need": layer k of a network is applied R_k times in a row before layer
+k + 1 takes over. R_k = 1 everywhere is the plain network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from cs_models.errors import UserError
+from cs_models.operators.bank import mix
+from cs_models.operators.base import MatrixOperator, MeasurementOperator
+from cs_models.operators.block import BlockOperator
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One application of one layer.
+
+    Attributes:
+        layer: index of the layer, from 0.
+        current: number of this iteration over the whole network, from 1.
+        total: iterations that this run makes in all.
+    """
+
+    layer: int
+    current: int
+    total: int
+
+
+def check_schedule(iterations_per_layer: Sequence[int], layers: int) -> tuple[int, ...]:
+    """The schedule as a tuple.
+
+    Raises:
+        UserError: unless it names one positive count for each layer.
+    """
+    schedule = tuple(iterations_per_layer)
+    if len(schedule) != layers:
+        raise UserError(
+            f"iterations_per_layer {list(schedule)} names {len(schedule)} layers; this network has {layers}"
+        )
+    if any(count < 1 for count in schedule):
+        raise UserError(f"iterations_per_layer {list(schedule)}: every layer needs at least 1 iteration")
+    return schedule
+
+
+def draw_schedule(largest: Sequence[int], seed: int, step: int) -> tuple[int, ...]:
+    """A random schedule: each layer's count independent and uniform in ``1..R_k``.
+
+    It depends only on (seed, step): the same on every rank, and after a resume.
+    """
+    generator = torch.Generator().manual_seed(mix(seed, step, 1))
+    return tuple(int(torch.randint(1, count + 1, (), generator=generator)) for count in largest)
+
+
+def iterations(schedule: Sequence[int]) -> Iterator[Iteration]:
+    """The iterations of a schedule in order."""
+    total, current = sum(schedule), 0
+    for layer, count in enumerate(schedule):
+        for _ in range(count):
+            current += 1
+            yield Iteration(layer, current, total)
+
+
+@dataclass
+class Problem:
+    """What an unfolding network iterates on: (y, A) moved to the domain of its convolutions.
+
+    Attributes:
+        y: measurements ``(N, 1, ...)`` of `operator`.
+        operator: A on the domain, whose images are whole blocks.
+        aty: ``A^T y``, computed once.
+        size: (H, W) that the convolutions see; smaller than the operator's where the padding is cut off for them.
+        ratio: nominal CS ratio.
+        measured_ratio: M / N.
+        penalties: terms that layers add to the training loss.
+    """
+
+    y: Tensor
+    operator: MeasurementOperator
+    aty: Tensor
+    size: tuple[int, int]
+    ratio: float
+    measured_ratio: float
+    penalties: list[Tensor] = field(default_factory=list)
+
+    def gradient_step(self, x: Tensor, step_size: Tensor) -> Tensor:
+        """``x - rho A^T (A x - y)`` at `size`, in float32 even under autocast: it is precision-critical.
+
+        Estimates that were cropped are padded with zeros again; the start ``A^T y`` still has its padding.
+        """
+        x = x.to(self.aty.dtype)
+        missing_rows, missing_columns = (
+            full - own for full, own in zip(self.aty.shape[-2:], x.shape[-2:], strict=True)
+        )
+        x = F.pad(x, (0, missing_columns, 0, missing_rows))
+        r = x - step_size.to(x.dtype) * (self.operator.normal(x) - self.aty)
+        return r[..., : self.size[0], : self.size[1]]
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """The result of a run.
+
+    Attributes:
+        iterates: ``(N, 1, H, W)`` after each iteration, or after the last one only.
+        penalties: terms that layers add to the training loss.
+    """
+
+    iterates: list[Tensor]
+    penalties: list[Tensor]
+
+
+class UnfoldingNetwork(nn.Module):
+    """A network whose layers alternate a gradient step on ``|A x - y|^2 / 2`` and a learned proximal step.
+
+    Subclasses set `layers` and `iterations_per_layer` and implement `iteration`.
+
+    Attributes:
+        domain: where the convolutions work. "blocks": on isolated B x B blocks; "padded": on the image that is
+            zero-padded to whole blocks; "image": on the image itself, which is cropped after every gradient step
+            (COAST's plug-and-play deblocking). Operators without blocks are always worked on as images.
+    """
+
+    layers: nn.ModuleList
+    iterations_per_layer: tuple[int, ...]
+    domain: str = "padded"
+
+    def initial(self, problem: Problem) -> Tensor:
+        """The first estimate x_0; ``A^T y`` unless a subclass says otherwise."""
+        return problem.aty
+
+    def conditions(self, problem: Problem, schedule: tuple[int, ...]) -> list[Tensor]:
+        """Conditioning of each iteration, computed before the loop; by default none."""
+        return [problem.aty.new_zeros(0)] * sum(schedule)
+
+    def iteration(self, x: Tensor, layer: nn.Module, condition: Tensor, problem: Problem) -> Tensor:
+        """One application of a layer to the estimate x ``(N, 1, H, W)`` under its condition."""
+        raise NotImplementedError
+
+    def unfold(
+        self,
+        y: Tensor,
+        operator: MeasurementOperator,
+        iterations_per_layer: Sequence[int] | None = None,
+        keep_all: bool = False,
+    ) -> Unfolded:
+        """Run the network.
+
+        Args:
+            y: measurements ``(N, 1, ...)`` of one-channel images.
+            operator: A.
+            iterations_per_layer: another schedule than the network's own.
+            keep_all: whether every iterate is kept.
+        """
+        schedule = check_schedule(iterations_per_layer or self.iterations_per_layer, len(self.layers))
+        domain_operator, domain_y = operator.padded(), y
+        if self.domain == "blocks" and isinstance(operator, BlockOperator):
+            domain_operator = operator.resized(operator.block_size, operator.block_size)
+            domain_y = rearrange(y, "n c l m -> (n l) c 1 m")
+        problem = Problem(
+            y=domain_y,
+            operator=domain_operator,
+            aty=domain_operator.adjoint(domain_y),
+            size=operator.image_size if self.domain == "image" else domain_operator.image_size,
+            ratio=operator.ratio,
+            measured_ratio=_measured_ratio(operator),
+        )
+        conditions = self.conditions(problem, schedule)
+        x = self.initial(problem)
+        iterates = []
+        for step, condition in zip(iterations(schedule), conditions, strict=True):
+            x = self.iteration(x, self.layers[step.layer], condition, problem)
+            if keep_all or step.current == step.total:
+                iterates.append(_to_image(x, operator, len(y)))
+        return Unfolded(iterates, problem.penalties)
+
+    def forward(
+        self, y: Tensor, operator: MeasurementOperator, iterations_per_layer: Sequence[int] | None = None
+    ) -> Tensor:
+        """The reconstruction ``(N, 1, H, W)``."""
+        return self.unfold(y, operator, iterations_per_layer).iterates[-1]
+
+
+def _measured_ratio(operator: MeasurementOperator) -> float:
+    if isinstance(operator, MatrixOperator):
+        return operator.matrix.shape[0] / operator.matrix.shape[1]
+    return operator.ratio
+
+
+def _to_image(x: Tensor, operator: MeasurementOperator, images: int) -> Tensor:
+    """Assemble isolated blocks and crop the padding."""
+    if isinstance(operator, BlockOperator) and len(x) != images:
+        rows, columns = operator.grid
+        x = rearrange(x, "(n h w) c p q -> n c (h p) (w q)", h=rows, w=columns)
+    return operator.crop(x)

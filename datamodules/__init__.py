@@ -1,0 +1,1 @@
+"""Images and signals: catalog, benchmark sets, training patches."""

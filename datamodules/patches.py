@@ -1,0 +1,346 @@
+"""Training patches: random crops of image sets, cut by one gather a batch, the same on any number of processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data.distributed import DistributedSampler
+
+from cs_models.errors import UserError, nearest
+from datamodules.catalog import BenchmarkImages, ImageFile, find_images, load_set
+from datamodules.images import Channels
+
+logger = logging.getLogger(__name__)
+
+Augment = Literal["none", "flip_transpose", "dihedral"]
+
+# Names of the independent random streams that one seed gives.
+_BATCH, _POOL, _STATISTICS = range(3)
+
+
+class Crops:
+    """Every square crop of a set of images, numbered, so that a batch of them is cut by one indexing operation.
+
+    The images lie one after the other in one flat buffer of uint8.
+
+    Attributes:
+        size: side of the crops.
+        count: how many crops there are: every position of every image that is large enough.
+    """
+
+    def __init__(self, files: Sequence[ImageFile], size: int, channels: Channels = "luminance") -> None:
+        """
+        Args:
+            files: the images. Those that are smaller than the crop are passed over, and the log says how many.
+            size: side of the crops.
+            channels: ``"luminance"`` or ``"rgb"``.
+
+        Raises:
+            UserError: where no image is large enough.
+        """
+        with ThreadPoolExecutor() as threads:  # Pillow decodes outside Python's lock
+            images = list(threads.map(lambda file: file.read(channels), files))
+        large = [image for image in images if min(image.shape[:2]) >= size]
+        if not large:
+            height, width = images[0].shape[:2]
+            raise UserError(f"no training image holds a {size}x{size} crop; '{files[0].path}' is {height}x{width}")
+        if len(large) < len(images):
+            logger.warning("%d of %d training images are smaller than %d", len(images) - len(large), len(images), size)
+        self.size = size
+        planes = 3 if channels == "rgb" else 1
+        self._pixels = np.concatenate([image.reshape(-1, planes) for image in large])
+        heights, widths = np.array([image.shape[:2] for image in large]).T
+        self._widths = widths
+        self._first_pixels = np.cumsum(heights * widths) - heights * widths
+        self._columns = widths - size + 1
+        counts = (heights - size + 1) * self._columns
+        self._first_crops = np.cumsum(counts) - counts
+        self.count = int(counts.sum())
+
+    def cut(self, numbers: npt.NDArray[np.int64], flips: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.uint8]:
+        """Crops by their numbers.
+
+        Args:
+            numbers: ``(B,)`` in ``[0, count)``.
+            flips: ``(B, 3)``: whether each crop is turned upside down, mirrored left to right, and then transposed.
+
+        Returns:
+            ``(B, C, size, size)``.
+        """
+        image = np.searchsorted(self._first_crops, numbers, side="right") - 1
+        rows, columns = np.divmod(numbers - self._first_crops[image], self._columns[image])
+        down = self._widths[image]
+        start = self._first_pixels[image] + rows * down + columns
+        right = np.ones_like(down)
+        if flips is not None:
+            upside_down, mirrored, transposed = flips.T
+            last = self.size - 1
+            start = start + last * (upside_down * down + mirrored * right)
+            down, right = np.where(upside_down, -down, down), np.where(mirrored, -right, right)
+            down, right = np.where(transposed, right, down), np.where(transposed, down, right)
+        steps = np.arange(self.size)
+        index = start[:, None, None] + (down[:, None] * steps)[:, :, None] + (right[:, None] * steps)[:, None, :]
+        return np.ascontiguousarray(rearrange(self._pixels.take(index, axis=0), "b h w c -> b c h w"))
+
+
+class CropSampler:
+    """Draws crops at random, uniformly over all positions of all images or over a fixed pool of them.
+
+    Args:
+        crops: what is drawn from.
+        augment: see `PatchDataModule`.
+        distinct: size of the fixed pool; None for all positions.
+        seed: of the pool and of every draw.
+    """
+
+    def __init__(self, crops: Crops, augment: Augment, distinct: int | None, seed: int) -> None:
+        self.crops = crops
+        self.augment = augment
+        self.seed = seed
+        self.pool: npt.NDArray[np.int64] | None = None
+        if distinct is not None:
+            if not 1 <= distinct <= crops.count:
+                raise UserError(f"distinct_patches must lie in 1..{crops.count}, the crops there are; got {distinct}")
+            self.pool = np.random.default_rng([seed, _POOL]).choice(crops.count, distinct, replace=False)
+
+    def draw(self, key: Sequence[int], first: int, count: int) -> Tensor:
+        """Samples `first` to `first + count` of the stream that the key names, uint8 ``(count, C, size, size)``.
+
+        Each sample of a stream is the same whatever part of the stream is drawn.
+        """
+        uniform = np.random.default_rng([self.seed, *key]).random((first + count, 4))[first:]
+        numbers = (uniform[:, 0] * (self.crops.count if self.pool is None else len(self.pool))).astype(np.int64)
+        if self.pool is not None:
+            numbers = self.pool[numbers]
+        flips = uniform[:, 1:] < 0.5
+        if self.augment == "flip_transpose":
+            flips[:, 1] = False
+        return torch.from_numpy(self.crops.cut(numbers, None if self.augment == "none" else flips))
+
+
+class PatchBatches(Dataset[Tensor]):
+    """Batches by their number since the start of training, so that they depend on nothing else.
+
+    Every process takes its own part of a global batch of ``world_size * batch_size`` patches.
+    """
+
+    def __init__(
+        self, sampler: CropSampler, batch_size: int, batches_per_epoch: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.batches_per_epoch = batches_per_epoch
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __getitem__(self, step: int) -> Tensor:
+        return self.sampler.draw([_BATCH, step], self.rank * self.batch_size, self.batch_size)
+
+
+class EpochSampler(DistributedSampler[int]):
+    """The numbers of an epoch's batches: the epochs count on, so that no two batches of a training are the same.
+
+    It is a `DistributedSampler` so that Lightning leaves it alone: `PatchBatches` already shares every batch among
+    the processes, and all of them go through the same numbers.
+
+    Attributes:
+        done: batches of this epoch that were delivered already; iteration starts after them.
+    """
+
+    def __init__(self, batches_per_epoch: int) -> None:
+        super().__init__(range(batches_per_epoch), num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
+        self.done = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.done = 0
+        super().set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * len(self)
+        return iter(range(first + self.done, first + len(self)))
+
+
+class ResumableLoader(DataLoader[Tensor]):
+    """A `DataLoader` over an `EpochSampler` that knows where in the epoch it is.
+
+    Lightning stores its state in checkpoints and gives it back on resuming, so that a training that was stopped in
+    the middle of an epoch goes on with the very next batch.
+    """
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        # A generator: workers start at the first `next`, after Lightning has set the epoch.
+        sampler = self.sampler
+        for batch in super().__iter__():
+            if isinstance(sampler, EpochSampler):  # Lightning's overfit_batches puts another in its place
+                sampler.done += 1
+            yield batch
+        if isinstance(sampler, EpochSampler):
+            sampler.done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and the number of its batches that were delivered."""
+        if not isinstance(self.sampler, EpochSampler):
+            return {}
+        return {"epoch": self.sampler.epoch, "done": self.sampler.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was taken."""
+        if isinstance(self.sampler, EpochSampler) and state:
+            self.sampler.epoch, self.sampler.done = int(state["epoch"]), int(state["done"])
+
+
+class ValidationImages(Dataset[tuple[Tensor, list[str]]]):
+    """A benchmark set as batches of one image: float32 ``(1, C, H, W)`` in [0, 1], and its name ``["set/image"]``."""
+
+    def __init__(self, images: BenchmarkImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+        name, image = self.images[index]
+        return image[None], [f"{self.images.set_name}/{name}"]
+
+
+class PatchDataModule(pl.LightningDataModule):
+    """Random crops for training, whole images for validation.
+
+    A training batch is a uint8 tensor ``(batch_size, C, crop_size, crop_size)``. Batch b of epoch e depends on the
+    seed, e and b alone: two processes with batches of 8 see what one process sees with batches of 16, any number of
+    workers gives the same, and resuming from a checkpoint goes on with the next batch, in the middle of an epoch too.
+
+    A validation batch is a pair: one image, float32 ``(1, C, H, W)`` in [0, 1], and its name ``["set/image"]``. The
+    images are shared among the processes without repeating any; where there are fewer images than processes, each
+    process goes through all of them, so that means over processes stay right.
+
+    Args:
+        data_dir: folder of the image sets; default ``$CS_DATA``, else ``data/``.
+        train_sets: names or folders whose images are cut into patches, see `datamodules.catalog`.
+        crop_size: side of the patches in pixels.
+        batch_size: patches in a batch of one process.
+        batches_per_epoch: length of an epoch.
+        augment: ``none``; ``flip_transpose``, turned upside down and transposed, each with probability 1/2
+            (ISTA-Net++); ``dihedral``, the 8 flips and rotations, equally likely.
+        distinct_patches: draw from a fixed pool of this many crops (for training on little data); default is every
+            position of every image.
+        channels: ``luminance`` (C = 1) or ``rgb`` (C = 3).
+        num_workers: processes that prepare training batches.
+        seed: of everything that is random here.
+        validation_sets: names or folders of the images to validate on; may be empty.
+        validation_limit: take the first images of each validation set, this many.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        train_sets: Sequence[str] = ("bundled-train",),
+        crop_size: int = 33,
+        batch_size: int = 64,
+        batches_per_epoch: int = 1000,
+        augment: Augment = "dihedral",
+        distinct_patches: int | None = None,
+        channels: Channels = "luminance",
+        num_workers: int = 0,
+        seed: int = 0,
+        validation_sets: Sequence[str] = ("bundled",),
+        validation_limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("crop_size", crop_size, 1),
+            ("batch_size", batch_size, 1),
+            ("batches_per_epoch", batches_per_epoch, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
+        if augment not in get_args(Augment):
+            raise UserError(f"unknown augment '{augment}'{nearest(augment, get_args(Augment))}")
+        if not train_sets:
+            raise UserError("train_sets is empty; name at least one image set")
+        self.data_dir = data_dir
+        self.train_sets = list(train_sets)
+        self.crop_size = crop_size
+        self.batch_size = batch_size
+        self.batches_per_epoch = batches_per_epoch
+        self.augment = augment
+        self.distinct_patches = distinct_patches
+        self.channels = channels
+        self.num_workers = num_workers
+        self.seed = seed
+        self.validation_sets = list(validation_sets)
+        self.validation_limit = validation_limit
+        self._crop_sampler: CropSampler | None = None
+        self._validation: list[BenchmarkImages] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the training images into memory, once, and find the validation images."""
+        self._validation = [
+            load_set(name, self.data_dir, self.channels, self.validation_limit) for name in self.validation_sets
+        ]
+        if stage in ("fit", None):
+            self._sampler()
+
+    def _sampler(self) -> CropSampler:
+        if self._crop_sampler is None:
+            files = [file for name in self.train_sets for file in find_images(name, self.data_dir)]
+            crops = Crops(files, self.crop_size, self.channels)
+            self._crop_sampler = CropSampler(crops, self.augment, self.distinct_patches, self.seed)
+        return self._crop_sampler
+
+    def training_patches(self, count: int, seed: int = 0) -> Tensor:
+        """Patches for statistics of the training data, drawn like a batch, uint8 ``(count, C, s, s)``.
+
+        Args:
+            count: how many.
+            seed: other seeds give other patches; none of them changes the training batches.
+        """
+        return self._sampler().draw([_STATISTICS, seed], 0, count)
+
+    def train_dataloader(self) -> ResumableLoader:
+        rank, world_size = self._place()
+        batches = PatchBatches(self._sampler(), self.batch_size, self.batches_per_epoch, rank, world_size)
+        return ResumableLoader(
+            batches,
+            batch_size=None,
+            sampler=EpochSampler(self.batches_per_epoch),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # so that starting an epoch takes nothing from the global random state
+        )
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, list[str]]] | list[Any]:
+        if not self._validation:
+            return []
+        images: ConcatDataset[tuple[Tensor, list[str]]] = ConcatDataset(
+            [ValidationImages(images) for images in self._validation]
+        )
+        rank, world_size = self._place()
+        indices = range(len(images))
+        if len(images) >= world_size:
+            indices = indices[rank::world_size]
+        share = Subset(images, indices)
+        # The sampler goes through the whole share; its class keeps Lightning from sharing once more.
+        sampler: DistributedSampler[int] = DistributedSampler(share, num_replicas=1, rank=0, shuffle=False)
+        return DataLoader(share, batch_size=None, sampler=sampler)
+
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process and number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -1,0 +1,229 @@
+"""1-D signals: files of them, the sets known by name, and the synthetic sparse signals of the CLOMP paper."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from cs_models.errors import UserError, nearest
+from datamodules.catalog import resolve_data_dir
+
+logger = logging.getLogger(__name__)
+
+
+class Signals(NamedTuple):
+    """Signals and where they have gaps.
+
+    Attributes:
+        names: one for each signal.
+        samples: ``(N, n)`` float32, in the units of the file; finite.
+        filled: how many missing samples of each signal were filled in ``(N,)``.
+    """
+
+    names: list[str]
+    samples: npt.NDArray[np.float32]
+    filled: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SignalSet:
+    """What is known about a set of signals.
+
+    Attributes:
+        name: its name.
+        summary: one line: how many signals, what they are.
+        citation: where it was published.
+        file: its file under the data directory; None where the signals are computed.
+        missing: the value that stands for a missing sample.
+    """
+
+    name: str
+    summary: str
+    citation: str
+    file: str | None = None
+    missing: float | None = None
+
+
+SIGNALS: dict[str, SignalSet] = {
+    signal_set.name: signal_set
+    for signal_set in (
+        SignalSet(
+            name="ECG",
+            summary="325 pieces of an electrocardiogram, 2000 samples each, mV at 360 Hz",
+            citation="Moody, Mark, The impact of the MIT-BIH Arrhythmia Database, IEEE EMB 2001",
+            file="signals/ecg_mitbih100.npy",
+        ),
+        SignalSet(
+            name="AirQuality",
+            summary="13 series of hourly readings of air-quality sensors, 8940 samples each (the papers' WSN)",
+            citation="De Vito et al., On field calibration of an electronic nose, Sensors and Actuators B 2008",
+            file="signals/air_quality_uci.npy",
+            missing=-200.0,
+        ),
+        SignalSet(
+            name="synthetic",
+            summary="200 signals of 1000 samples, sparse in the DCT, made on the fly",
+            citation="the generator of the CLOMP paper",
+        ),
+    )
+}
+
+
+def load_signals(
+    source: str | Path, data_dir: str | Path | None = None, missing: float | None = None, seed: int = 0
+) -> Signals:
+    """Signals by name or from a file; gaps are filled linearly along time, and the log says how many.
+
+    A ``.npy`` file holds one signal ``(n,)`` or ``(N, n)``, a signal a row. A ``.csv`` file holds a signal a
+    column and a sample a line, as loggers write them; its first line may name the columns, and the separator
+    may be a comma, a semicolon or a tab.
+
+    Args:
+        source: a name in `SIGNALS` or the path of a file.
+        data_dir: see `datamodules.catalog.resolve_data_dir`.
+        missing: value that marks a missing sample in a user's file; the known sets bring their own.
+        seed: of the synthetic signals.
+
+    Raises:
+        UserError: for an unknown name, an unreadable file, a sample that is not a finite number, and a signal of
+            which every sample is missing.
+    """
+    known = SIGNALS.get(str(source))
+    if known is not None and known.file is None:
+        samples = synthetic_signals(seed=seed)
+        return Signals(_numbered(len(samples)), samples, np.zeros(len(samples), dtype=np.int64))
+    if known is not None and known.file is not None:
+        path, missing = resolve_data_dir(data_dir) / known.file, known.missing
+    else:
+        path = Path(source)
+    if not path.is_file():
+        hint = f"; put {known.name} there ({known.citation})" if known else nearest(str(source), SIGNALS)
+        raise UserError(f"no signal file '{path}'{hint}")
+    readers = {".npy": _read_npy, ".csv": _read_csv}
+    if path.suffix.lower() not in readers:
+        raise UserError(f"signal file '{path}' must end in .npy or .csv")
+    names, samples64 = readers[path.suffix.lower()](path)
+    filled = _fill_gaps(samples64, names, missing)
+    if filled.any():
+        logger.warning(
+            "%s: filled %d missing samples of %d by linear interpolation", path.name, filled.sum(), samples64.size
+        )
+    finite = np.isfinite(samples64)
+    if not finite.all():
+        signal, sample = np.argwhere(~finite)[0]
+        raise UserError(f"'{path}': signal '{names[signal]}' has {samples64[signal, sample]} at sample {sample}")
+    return Signals(names, samples64.astype(np.float32), filled)
+
+
+def _numbered(count: int) -> list[str]:
+    width = len(str(count - 1))
+    return [f"{index:0{width}d}" for index in range(count)]
+
+
+def _read_npy(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read '{path}': {str(error).splitlines()[0]}") from error
+    if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not array.size:
+        raise UserError(f"'{path}' must hold real signals of shape (n,) or (N, n)")
+    samples = np.atleast_2d(array).astype(np.float64)
+    return _numbered(len(samples)), samples
+
+
+def _read_csv(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read '{path}': {error}") from error
+    first_line = text.partition("\n")[0]
+    separator = max(",;\t", key=first_line.count)
+    lines = [line for line in csv.reader(text.splitlines(), delimiter=separator) if line]
+    if not lines:
+        raise UserError(f"'{path}' is empty")
+    has_names = not any(_is_number(cell) for cell in lines[0])
+    names = lines.pop(0) if has_names else _numbered(len(lines[0]))
+    if not lines:
+        raise UserError(f"'{path}' has names but no samples")
+    samples = np.empty((len(lines), len(names)))
+    for row, cells in enumerate(lines):
+        if len(cells) != len(names):
+            raise UserError(f"'{path}': sample {row} has {len(cells)} values, expected {len(names)}")
+        for column, cell in enumerate(cells):
+            if not _is_number(cell):
+                raise UserError(f"'{path}': '{cell}' in column '{names[column]}', sample {row}, is not a number")
+            samples[row, column] = float(cell)
+    return names, np.ascontiguousarray(samples.T)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _fill_gaps(samples: npt.NDArray[np.float64], names: list[str], missing: float | None) -> npt.NDArray[np.int64]:
+    """Fill the samples that equal `missing`, in place; gaps at an end repeat the nearest sample."""
+    filled = np.zeros(len(samples), dtype=np.int64)
+    if missing is None:
+        return filled
+    time = np.arange(samples.shape[1])
+    for index, signal in enumerate(samples):
+        gaps = signal == missing
+        if gaps.all():
+            raise UserError(f"every sample of signal '{names[index]}' is missing")
+        signal[gaps] = np.interp(time[gaps], time[~gaps], signal[~gaps])
+        filled[index] = gaps.sum()
+    return filled
+
+
+def synthetic_signals(
+    count: int = 200, n: int = 1000, sparse_rate: float = 0.2, seed: int = 0
+) -> npt.NDArray[np.float32]:
+    """Signals that are sparse in the DCT, as the CLOMP paper makes them.
+
+    K = `sparse_rate` n coefficients ``(0.5^linspace(-10, 5, K) + 25) / max``, a fifth of them negative, lie at
+    random places below 0.9 n; four of the first n / 10 are 4, 3.75, 3 and 2.5, the first of all is 5, and the
+    last tenth is weak noise. Each signal is scaled to [0, 1].
+
+    Args:
+        count: number of signals N.
+        n: samples of each, at least 50.
+        sparse_rate: K / n, in (0, 0.9].
+        seed: the same seed gives the same signals.
+
+    Returns:
+        ``(N, n)`` float32 in [0, 1].
+
+    Raises:
+        UserError: where a number is out of range.
+    """
+    if count < 1 or n < 50 or not 0 < sparse_rate <= 0.9:
+        raise UserError(
+            f"synthetic signals need count >= 1, n >= 50 and 0 < sparse rate <= 0.9; got {count}, {n}, {sparse_rate}"
+        )
+    random = np.random.RandomState(seed)
+    band = int(0.9 * n)
+    nonzeros = min(max(1, round(sparse_rate * n)), band)
+    values = 0.5 ** np.linspace(-10, 5, nonzeros) + 25
+    values /= values.max()
+    coefficients = np.zeros((count, n))
+    for spectrum in coefficients:
+        signs = np.ones(nonzeros)
+        signs[random.permutation(nonzeros)[: nonzeros // 5]] = -1
+        spectrum[random.permutation(band)[:nonzeros]] = values * signs
+        spectrum[0] = 5
+        spectrum[1 + random.permutation(n // 10 - 1)[:4]] = (4, 3.75, 3, 2.5)
+        spectrum[band:] = 0.01 * random.uniform(size=n - band)
+    signals = fft.idct(coefficients, axis=1)
+    low, high = signals.min(axis=1, keepdims=True), signals.max(axis=1, keepdims=True)
+    return ((signals - low) / (high - low)).astype(np.float32)

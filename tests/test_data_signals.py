@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import fft
+
+from cs_models.errors import UserError
+from datamodules.signals import load_signals, synthetic_signals
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_npy_rows_are_signals(tmp_path: Path) -> None:
+    array = np.arange(12.0).reshape(3, 4)
+    np.save(tmp_path / "s.npy", array)
+    signals = load_signals(tmp_path / "s.npy")
+    assert signals.names == ["0", "1", "2"]
+    assert signals.samples.dtype == np.float32
+    assert np.array_equal(signals.samples, array)
+    np.save(tmp_path / "one.npy", array[0])
+    assert load_signals(tmp_path / "one.npy").samples.shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a,b\n1,4\n2,5\n3,6\n", ["a", "b"]),
+        ("1;4\n2;5\n3;6\n", ["0", "1"]),
+        ("left\tright\n1\t4e0\n2\t5\n3\t6", ["left", "right"]),
+    ],
+)
+def test_csv_columns_are_signals(tmp_path: Path, text: str, names: list[str]) -> None:
+    signals = load_signals(write(tmp_path / "s.csv", text))
+    assert signals.names == names
+    assert signals.samples.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_csv_of_one_column(tmp_path: Path) -> None:
+    assert load_signals(write(tmp_path / "s.csv", "volt\n1\n2\n")).samples.tolist() == [[1, 2]]
+
+
+def test_missing_readings_are_interpolated_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    np.save(tmp_path / "s.npy", np.array([[-200.0, 1, -200, -200, 4, -200], [1, 2, 3, 4, 5, 6]]))
+    with caplog.at_level(logging.WARNING):
+        signals = load_signals(tmp_path / "s.npy", missing=-200)
+    assert signals.samples.tolist() == [[1, 1, 2, 3, 4, 4], [1, 2, 3, 4, 5, 6]]
+    assert signals.filled.tolist() == [4, 0]
+    assert "4 missing samples of 12" in caplog.text
+
+
+def test_a_signal_without_any_reading_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="every sample of signal 'b' is missing"):
+        load_signals(write(tmp_path / "s.csv", "a,b\n1,-1\n2,-1\n"), missing=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        ("a,b\n", "no samples"),
+        ("a,b\n1,2\n3\n", "sample 1 has 1 values, expected 2"),
+        ("time,b\n1,2\n12:30,4\n", "'12:30' in column 'time', sample 1, is not a number"),
+        ("a,b\n1,2\n3,\n", "column 'b', sample 1"),
+        ("a,b\n1,2\n3,nan\n", "signal 'b' has nan at sample 1"),
+        ("a,b\n1,inf\n3,4\n", "signal 'b' has inf at sample 0"),
+    ],
+)
+def test_bad_csv_is_one_line_that_says_where(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        load_signals(write(tmp_path / "s.csv", text))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 3, 4)), np.zeros((0, 4)), np.array(["a"]), np.zeros(3, dtype=complex)])
+def test_npy_of_another_shape_or_kind_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "s.npy", array)
+    with pytest.raises(UserError, match=r"s\.npy.*\(n,\) or \(N, n\)"):
+        load_signals(tmp_path / "s.npy")
+
+
+def test_pickled_and_damaged_npy_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="cannot read"):
+        load_signals(tmp_path / "pickled.npy")
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "pickled.npy").read_bytes()[:20])
+    with pytest.raises(UserError, match="cannot read"):
+        load_signals(tmp_path / "cut.npy")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("EGC", "did you mean 'ECG'"), ("ECG", "ecg_mitbih100.npy"), ("s.wav", "must end in .npy or .csv")],
+)
+def test_unknown_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.wav").touch()
+    with pytest.raises(UserError, match=message):
+        load_signals(source, tmp_path)
+
+
+@pytest.mark.parametrize("sparse_rate", [0.2, 0.4])
+def test_synthetic_signals_are_sparse_in_the_dct(sparse_rate: float) -> None:
+    signals = synthetic_signals(20, 1000, sparse_rate)
+    assert signals.shape == (20, 1000)
+    assert signals.min(axis=1).tolist() == [0] * 20
+    assert signals.max(axis=1).tolist() == [1] * 20
+    # Scaling to [0, 1] changes the scale and the first coefficient only; the largest of the others was 4.
+    coefficients = np.abs(fft.dct(signals.astype(np.float64), axis=1))[:, 1:]
+    coefficients *= 4 / coefficients.max(axis=1, keepdims=True)
+    assert np.all(np.abs((coefficients > 0.02).sum(axis=1) - sparse_rate * 1000) <= 5)  # five places are set anew
+    assert np.all((coefficients[:, :99] > 2.4).sum(axis=1) == 4)
+    assert np.all(coefficients[:, 99:] < 1.01)
+    assert np.all(coefficients[:, 899:] < 0.0101)
+    assert np.all(coefficients[:, 899:].max(axis=1) > 0.008)
+
+
+def test_synthetic_signals_follow_their_seed() -> None:
+    assert np.array_equal(synthetic_signals(3, 100, seed=1), synthetic_signals(3, 100, seed=1))
+    assert not np.array_equal(synthetic_signals(3, 100, seed=1), synthetic_signals(3, 100, seed=2))
+    assert np.array_equal(load_signals("synthetic", seed=4).samples, synthetic_signals(seed=4))
+
+
+@pytest.mark.parametrize(("count", "n", "rate"), [(0, 100, 0.2), (1, 10, 0.2), (1, 100, 0), (1, 100, 0.95)])
+def test_synthetic_signals_out_of_range(count: int, n: int, rate: float) -> None:
+    with pytest.raises(UserError):
+        synthetic_signals(count, n, rate)
+
+
+def test_benchmark_signals(real_data: Path) -> None:
+    assert load_signals("ECG", real_data).samples.shape == (325, 2000)
+    air = load_signals("AirQuality", real_data)
+    assert air.samples.shape == (13, 8940)
+    raw = np.load(real_data / "signals/air_quality_uci.npy")
+    assert np.array_equal(air.filled, (raw == -200).sum(axis=1))
+    assert air.filled.sum() > 0
+    assert not (air.samples == -200).any()
+    assert np.array_equal(air.samples[raw != -200], raw[raw != -200])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from cs_models.errors import UserError, nearest
 from cs_models.operators import Sampling
@@ -61,21 +62,10 @@ def load_checkpoint(path: str | Path) -> ReconstructionModule:
     Raises:
         UserError: if the file is missing, damaged, not one of ours, or does not fit its own configuration.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint not found: {path}")
-    if path.suffix == ".ckpt":
-        header, tensors = _read_lightning(path)
-    elif path.suffix == ".safetensors":
-        header, tensors = _read_safetensors(path)
-    else:
-        raise UserError(
-            f"{path} has the suffix '{path.suffix}'; expected .safetensors or .ckpt (released weights: "
-            "python -m cs_models.import_official)"
-        )
+    header, tensors = _read(Path(path))
     try:
         module = _build(header)
-        _fill(module, tensors)
+        _fill(module, tensors, ("network.", "carried."))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (TypeError, KeyError, ValueError) as error:
@@ -83,11 +73,39 @@ def load_checkpoint(path: str | Path) -> ReconstructionModule:
     return module.eval()
 
 
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Fill a network with the weights of a checkpoint of the same architecture.
+
+    Raises:
+        UserError: if the file is missing, damaged, or of another architecture.
+    """
+    _, tensors = _read(Path(path))
+    holder = nn.ModuleDict({"network": network})
+    try:
+        _fill(holder, {key: value for key, value in tensors.items() if key.startswith("network.")}, ("network.",))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of a checkpoint, without building anything."""
+    if not path.is_file():
+        raise UserError(f"checkpoint not found: {path}")
+    if path.suffix == ".ckpt":
+        return _read_lightning(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    raise UserError(
+        f"{path} has the suffix '{path.suffix}'; expected .safetensors or .ckpt (released weights: "
+        "python -m cs_models.import_official)"
+    )
+
+
 def _build(header: dict[str, Any]) -> ReconstructionModule:
     cls = model_class(header["model"])
     network, training = _with_tuples(header["network"]), _with_tuples(header["training"])
     # The moving average is what was exported, so it is not averaged again.
-    training |= {"sampling": Sampling(**training["sampling"]), "ema_decay": None}
+    training |= {"sampling": Sampling(**training["sampling"]), "ema_decay": None, "start_from": None}
     module = cls(cls.config_class(**network), Training(**training))  # type: ignore[call-arg]
     module.carried = CarriedSampling()
     module.carried.make_room(header["carried"])
@@ -102,8 +120,8 @@ def _with_tuples(value: Any) -> Any:
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _fill(module: ReconstructionModule, tensors: dict[str, torch.Tensor]) -> None:
-    own = {key: value for key, value in module.state_dict().items() if key.startswith(("network.", "carried."))}
+def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], prefixes: tuple[str, ...]) -> None:
+    own = {key: value for key, value in module.state_dict().items() if key.startswith(prefixes)}
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     misshapen = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
     if missing or unexpected or misshapen:

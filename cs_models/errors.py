@@ -32,7 +32,17 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return "; choose from " + ", ".join(sorted(known))
 
 
+def find_user_error(error: BaseException) -> UserError | None:
+    """The `UserError` that led to an error: itself, or one further up its chain. Parsers wrap what they call."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, UserError):
+        link = link.__cause__ or link.__context__
+    return link
+
+
 def one_line(message: str) -> str:
-    """The telling part of a parser's message: its lines joined, without the list of what else was tried."""
-    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip(" -")]
-    return " ".join(lines)
+    """The telling part of a parser's message: one line, without the value that was given and what else was tried."""
+    noise = ("Given value", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>")
+    lines = [line.strip(" -") for line in message.strip().splitlines()]
+    telling = " ".join(line for line in lines if line and not line.startswith(noise))
+    return telling.replace("Does not validate against any of the Union subtypes ", "")

@@ -185,7 +185,7 @@ def _ista_net(
     layers = max(1, _layers(state))
     if model == "ista_net_plus_mri":
         config = ISTANetConfig(variant=variant, layers=layers, start="adjoint")
-        module = ISTANetModule(config, Training(Sampling(ratios=(0.1,))))
+        module = ISTANetModule(config, Training(Sampling(ratios=(0.1,), kind="fourier")))
         _fill(module, state, ISTA_NET_NAMES, model)
         if mask is not None:
             module.carried.add_mask(load_matrix(mask, "mask_matrix"))

@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import pytorch_lightning as pl
 import torch
@@ -87,6 +87,7 @@ class Training:
             network's own schedule.
         loss_on: "final", or "all" for the mean over every iteration's output.
         panel_images: how many validation images are shown to the logger.
+        start_from: a checkpoint of the same architecture whose weights training starts from.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -100,6 +101,7 @@ class Training:
     random_iterations: bool = False
     loss_on: Literal["final", "all"] = "final"
     panel_images: int = 2
+    start_from: str | None = None
 
 
 class ReconstructionModule(pl.LightningModule, Reconstructor):
@@ -129,6 +131,10 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         self.carried = CarriedSampling()
         self.provenance: dict[str, Any] = {}
         self.iterations_per_layer: tuple[int, ...] | None = None
+        if training.start_from is not None:
+            from cs_models.checkpoints import load_weights
+
+            load_weights(network, training.start_from)
         self.ema = None
         if training.ema_decay is not None:
             from timm.utils import ModelEmaV3
@@ -153,34 +159,30 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         """
         return Solution(self.reconstruct(y, operator))
 
-    @torch.no_grad()
-    def reconstruct(self, y: Tensor, operator: MeasurementOperator) -> Tensor:
-        self.accepts(operator)
-        self.evaluated_network.eval()
-        planes = rearrange(y, "n c ... -> (n c) 1 ...")
-        x = self._run(self.evaluated_network, planes, operator)
-        return rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float()
+    @overload
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[False] = False) -> Tensor: ...
 
-    def _run(self, network: nn.Module, y: Tensor, operator: MeasurementOperator) -> Tensor:
-        if self.iterations_per_layer is None:
-            return network(y, operator)
-        return network(y, operator, self.iterations_per_layer)
+    @overload
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[True]) -> list[Tensor]: ...
 
     @torch.no_grad()
-    def reconstruct_all(self, y: Tensor, operator: MeasurementOperator) -> list[Tensor]:
-        """The estimates ``(N, C, H, W)`` after each iteration of an unfolding network.
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: bool = False) -> Tensor | list[Tensor]:
+        """The images ``(N, C, H, W)``, or those after each iteration of an unfolding network.
 
         Raises:
-            UserError: if the network is no unfolding network, or cannot work with this operator.
+            UserError: if the network cannot work with this operator, or has no iterations to return.
         """
-        network = self.evaluated_network
-        if not isinstance(network, UnfoldingNetwork):
-            raise UserError(f"{self.name} has no intermediate reconstructions; unfolding networks have")
         self.accepts(operator)
-        network.eval()
+        network = self.evaluated_network.eval()
         planes = rearrange(y, "n c ... -> (n c) 1 ...")
-        iterates = network.unfold(planes, operator, self.iterations_per_layer, keep_all=True).iterates
-        return [rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float() for x in iterates]
+        if isinstance(network, UnfoldingNetwork):
+            estimates = network.unfold(planes, operator, self.iterations_per_layer, keep_all=return_all).iterates
+        elif return_all:
+            raise UserError(f"{self.name} has no intermediate reconstructions; unfolding networks have")
+        else:
+            estimates = [network(planes, operator)]
+        images = [rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float() for x in estimates]
+        return images if return_all else images[0]
 
     def accepts(self, operator: MeasurementOperator) -> None:
         """Raise UserError if the network cannot reconstruct from this operator; the base class takes any."""
@@ -203,7 +205,8 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         if carried is not None:
             return carried
         sampling = self.training_options.sampling
-        return make_operator(f"{sampling.kind}:{sampling.block_size}", ratio, image_size, seed, noise_sigma)
+        spec = sampling.kind if sampling.kind == "fourier" else f"{sampling.kind}:{sampling.block_size}"
+        return make_operator(spec, ratio, image_size, seed, noise_sigma)
 
     def settings(self) -> dict[str, Any]:
         weights = {key: tensor_sha256(value) for key, value in self.evaluated_network.state_dict().items()}
@@ -253,7 +256,9 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Here, and not in a hook at the end of the batch, which runs after a checkpoint of this step is written.
         if self.ema is not None:
             self.ema.update(self.network, step=self.global_step)
 

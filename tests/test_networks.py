@@ -118,7 +118,7 @@ def test_another_schedule(module: ReconstructionModule) -> None:
     module.set_schedule(longer)
     assert not torch.equal(module.reconstruct(y, operator), before)
     assert module.settings() != settings
-    iterates = module.reconstruct_all(y, operator)
+    iterates = module.reconstruct(y, operator, return_all=True)
     assert len(iterates) == sum(longer)
     assert torch.equal(iterates[-1], module.reconstruct(y, operator))
 

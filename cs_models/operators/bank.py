@@ -11,6 +11,7 @@ from torch import Tensor
 from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.block import BlockOperator
+from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import (
     check_ratio,
     gaussian_matrix,
@@ -29,7 +30,7 @@ class Sampling:
 
     Attributes:
         ratios: nominal CS ratios in (0, 1], each equally likely.
-        kind: "block", or "structured" with a new permutation in every step.
+        kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask a ratio.
         block_size: B.
         matrices_per_ratio: how many different matrices; they are shared, nested, by the ratios.
         noise_sigma: largest standard deviation of the noise on the measurements, on the 0-255 scale; each step
@@ -38,7 +39,7 @@ class Sampling:
     """
 
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    kind: Literal["block", "structured"] = "block"
+    kind: Literal["block", "structured", "fourier"] = "block"
     block_size: int = 33
     matrices_per_ratio: int = 1
     noise_sigma: float = 0.0
@@ -93,6 +94,9 @@ class SamplingBank:
         noise_sigma: float,
         device: torch.device | str,
     ) -> MeasurementOperator:
+        if self.sampling.kind == "fourier":
+            seed = FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
+            return FourierOperator.radial(ratio, image_size, seed, noise_sigma).to(device)
         source = {"bank_seed": self.sampling.seed, "index": index}
         matrix = self.matrix(ratio, index, device)
         if self.sampling.kind == "structured":

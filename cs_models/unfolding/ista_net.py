@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cs_models.errors import UserError
 from cs_models.linear import linear_estimator
-from cs_models.operators import BlockOperator, MeasurementOperator, make_operator
+from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.matrices import rows_for_ratio
 from cs_models.reconstruction import ReconstructionModule, Training
 from cs_models.unfolding.modulation import RFMU, channel_gains
@@ -183,6 +183,8 @@ class ISTANetModule(ReconstructionModule):
             raise UserError(
                 "ISTA-Net(+) is trained for one ratio and one matrix: give one sampling ratio, matrices_per_ratio 1"
             )
+        if network.start == "linear" and sampling.kind != "block":
+            raise UserError(f"start 'linear' needs block sampling, not '{sampling.kind}'; use start 'adjoint'")
         n = sampling.block_size**2
         rows = network.rows or rows_for_ratio(sampling.ratios[0], n)
         super().__init__(ISTANet(network, rows, n), network, training)
@@ -214,7 +216,7 @@ class ISTANetModule(ReconstructionModule):
         if carried is not None:
             return carried
         if self.config.start == "adjoint":
-            return make_operator("fourier", ratio, image_size, seed, noise_sigma)
+            return super().natural_operator(ratio, image_size, seed, noise_sigma)
         if not self.carried.shapes():
             raise UserError(self._no_matrix)
         raise UserError(

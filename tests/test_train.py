@@ -1,0 +1,205 @@
+"""train.py through its real `main`: every shipped configuration, the command line's precedence, resuming."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import train
+from cs_models.checkpoints import load_checkpoint
+from tests.conftest import REPOSITORY
+
+CONFIGS = sorted((REPOSITORY / "configs/train").glob("*.yaml"))
+OVERRIDES = sorted((REPOSITORY / "configs/train/override").glob("*.yaml"))
+BASES = {
+    "three_layers": "r_coast", "three_layers_not_recursive": "r_coast", "nine_layers_not_recursive": "r_coast",
+    "fmu": "r_coast", "no_modulation": "r_coast", "crops": "r_coast", "cpu": "r_coast",
+    "noise": "coast", "iterations_6": "rista_net_plus", "iterations_9": "rista_net_plus",
+    "one_layer": "rista_net_plus", "loss_on_all": "ista_net_pp", "three_percent": "ista_net_plus",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three smooth images of 70x66 pixels."""
+    folder = tmp_path_factory.mktemp("images")
+    rows, columns = np.mgrid[:70, :66]
+    for index in range(3):
+        pixels = 127 + 60 * np.sin(rows / (3 + index)) + 60 * np.cos(columns / (5 + index))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def arguments(config: Path, images: Path, out: Path, *more: str) -> list[str]:
+    """A run of two steps on the tiny images."""
+    return [
+        "fit", "--config", str(config), *more,
+        f"--data.train_sets=[{images}]", f"--data.validation_sets=[{images}]", "--data.validation_limit=1",
+        "--data.batches_per_epoch=2", "--data.batch_size=2", "--data.distinct_patches=4",
+        "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.precision=32-true",
+        "--trainer.num_sanity_val_steps=0", "--trainer.enable_progress_bar=false",
+        "--trainer.logger.class_path=pytorch_lightning.loggers.CSVLogger",
+        f"--trainer.logger.init_args.save_dir={out}", "--trainer.logger.init_args.name=run",
+        "--trainer.logger.init_args.version=",
+    ]  # fmt: skip
+
+
+def fit(config: Path, images: Path, out: Path, *more: str, **changed: str) -> Path:
+    """Train and return the run's folder; `changed` replaces arguments by their last word."""
+    words = arguments(config, images, out, *more)
+    for key, value in changed.items():
+        words = [f"{word.split('=')[0]}={value}" if word.split("=")[0].endswith("." + key) else word for word in words]
+    assert train.main(words) == 0
+    return out / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_trains(config: Path, tiny_images: Path, tmp_path: Path) -> None:
+    crop = yaml.safe_load(config.read_text())["data"]["crop_size"]
+    folder = fit(config, tiny_images, tmp_path, f"--data.crop_size={min(crop, 64)}")
+    module = load_checkpoint(folder / "model.safetensors")
+    ratio = module.training_options.sampling.ratios[0]
+    operator = module.natural_operator(ratio, (70, 66))
+    x = torch.rand(1, 1, 70, 66)
+    assert module.reconstruct(operator(x), operator).isfinite().all()
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert any(row.get("val/psnr") for row in rows)
+    assert any((folder / "panels").iterdir())
+
+
+@pytest.mark.parametrize("override", [path for path in OVERRIDES if path.stem != "wandb"], ids=lambda path: path.stem)
+def test_every_override_trains(override: Path, tiny_images: Path, tmp_path: Path) -> None:
+    base = BASES.get(override.stem, "ista_net_pp")
+    small = "--model.init_args.network.features=4"
+    config = REPOSITORY / f"configs/train/{base}.yaml"
+    crop = "--data.crop_size=33"
+    folder = fit(config, tiny_images, tmp_path, "--config", str(override), small, crop)
+    module = load_checkpoint(folder / "model.safetensors")
+    written = yaml.safe_load(override.read_text()).get("model", {}).get("init_args", {}).get("network", {})
+    for key, value in written.items():
+        ours = getattr(module.config, key)
+        assert (list(ours) if isinstance(ours, tuple) else ours) == value
+
+
+def test_wandb_offline(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training logs configuration, curves, pictures, learning rate and throughput to an offline run."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    words = arguments(REPOSITORY / "configs/train/r_coast.yaml", tiny_images, tmp_path,
+                      "--config", str(REPOSITORY / "configs/train/override/wandb.yaml"),
+                      "--data.crop_size=33", "--model.init_args.network.features=4")  # fmt: skip
+    words = [word for word in words if "logger" not in word]
+    words += [f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.log_every_n_steps=1"]
+    assert train.main(words) == 0
+    import wandb
+
+    wandb.finish()
+    (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = run.read_bytes()
+    for word in (b"matrices_per_ratio", b"val/psnr_10", b"lr-AdamW", b"train/loss", b"panel/"):
+        assert word in content
+    assert list(run.parent.glob("files/media/images/panel/*.png"))
+
+
+SMALL = ["--data.crop_size=33", "--model.init_args.network.features=4"]
+
+
+def test_resumed_training_equals_uninterrupted(tiny_images: Path, tmp_path: Path) -> None:
+    """Optimiser, schedule, moving average, data, operators and recursion go on where the checkpoint left them."""
+    config = REPOSITORY / "configs/train/r_coast.yaml"
+    options = [*SMALL, "--config", str(REPOSITORY / "configs/train/override/cpu.yaml"), "--data.crop_size=33",
+               "--checkpoint.every_n_train_steps=3", "--checkpoint.save_top_k=-1"]  # fmt: skip
+    whole = fit(config, tiny_images, tmp_path / "whole", *options, max_steps="5", batches_per_epoch="4")
+    (middle,) = (whole / "checkpoints").glob("*step=3.ckpt")
+    resumed = fit(
+        config,
+        tiny_images,
+        tmp_path / "resumed",
+        *options,
+        f"--ckpt_path={middle}",
+        max_steps="5",
+        batches_per_epoch="4",
+    )
+    ours, theirs = (load_checkpoint(folder / "model.safetensors").state_dict() for folder in (resumed, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    # The weights did move after the checkpoint, so that equality means something.
+    before = load_checkpoint(middle).state_dict()
+    assert any(not torch.equal(before[key], theirs[key]) for key in theirs)
+
+
+def test_the_command_line_wins_over_a_checkpoint(tiny_images: Path, tmp_path: Path) -> None:
+    config = REPOSITORY / "configs/train/ista_net_pp.yaml"
+    ratios = "--model.init_args.training.sampling.ratios"
+    first = fit(config, tiny_images, tmp_path / "first", *SMALL, f"{ratios}=[0.25]")
+    assert load_checkpoint(first / "model.safetensors").training_options.sampling.ratios == (0.25,)
+    second = fit(
+        config, tiny_images, tmp_path / "second", *SMALL, f"{ratios}=[0.5]",
+        f"--ckpt_path={first / 'checkpoints/last.ckpt'}", max_steps="3",
+    )  # fmt: skip
+    assert load_checkpoint(second / "model.safetensors").training_options.sampling.ratios == (0.5,)
+
+
+def test_checkpoints_of_training_load_without_code(tiny_images: Path, tmp_path: Path) -> None:
+    folder = fit(REPOSITORY / "configs/train/ista_net_plus.yaml", tiny_images, tmp_path, *SMALL)
+    content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert content["cs_models"]["network"]["features"] == 4
+    from_ckpt, shared = load_checkpoint(folder / "checkpoints/last.ckpt"), load_checkpoint(folder / "model.safetensors")
+    operator = shared.natural_operator(0.1, (40, 40))
+    y = operator(torch.rand(1, 1, 40, 40))
+    assert torch.equal(from_ckpt.reconstruct(y, operator), shared.reconstruct(y, operator))
+
+
+def test_linear_start_is_the_estimate_of_least_squared_error(tiny_images: Path, tmp_path: Path) -> None:
+    """Q_init beats the back-projection by far on the blocks it was estimated from."""
+    module = load_checkpoint(
+        fit(REPOSITORY / "configs/train/ista_net_plus.yaml", tiny_images, tmp_path, *SMALL) / "model.safetensors"
+    )
+    pixels = np.array(Image.open(tiny_images / "0.png"))[:33, :33]
+    x = torch.from_numpy(pixels).float().reshape(1, 1, 33, 33) / 255
+    operator = module.natural_operator(0.1, (33, 33))
+    y = operator(x)
+    linear = (y @ module.network.q_init.T).reshape(x.shape)
+    assert (linear - x).norm() < 0.2 * (operator.adjoint(y) - x).norm()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model.init_args.network.layrs=3"], "layrs"),
+        (["--model.init_args.training.learning_rate=fast"], "learning_rate"),
+        (["--data.crop_sise=33"], "crop_sise"),
+        (["--data.train_sets=[Set12]"], "Set12"),
+        (["--data.data_dir=/no/such/folder", "--data.train_sets=[T91]"], "/no/such/folder"),
+        (["--model.init_args.training.sampling.ratios=[1.5]"], "outside (0, 1]"),
+        (["--model.init_args.network.iterations_per_layer=[1,1]"], "iterations_per_layer"),
+        (["--model.class_path=cs_models.unfolding.ista_net_pp.ISTANetPQ"], "ISTANetPQ"),
+        (["--config=/no/such.yaml"], "/no/such.yaml"),
+        (["--ckpt_path=/no/such.ckpt"], "/no/such.ckpt"),
+        (["--data.crop_size=400"], "400x400"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    words: list[str], expected: str, tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = REPOSITORY / "configs/train/ista_net_pp.yaml"
+    base = arguments(config, tiny_images, tmp_path)
+    assert train.main([*base, *words]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert expected in error
+
+
+def test_help_is_short_and_needs_no_heavy_imports(capsys: pytest.CaptureFixture) -> None:
+    assert train.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "example" in text
+    assert len(text.splitlines()) < 30
+    assert train.main([]) == 2

@@ -1,0 +1,104 @@
+"""Train a reconstruction network.
+
+usage:
+  python train.py fit --config configs/train/NAME.yaml [--OPTION VALUE ...]
+  python train.py validate --config configs/train/NAME.yaml --ckpt_path FILE.ckpt
+
+A later --config overrides an earlier one, and options override both. The most used options:
+  --data.data_dir DIR           folder of the image sets (default: $CS_DATA, then data/)
+  --data.train_sets '[T91]'     image sets or folders to train on
+  --trainer.devices N           processes or GPUs
+  --trainer.max_steps N         length of the training
+  --trainer.precision bf16-mixed
+  --trainer.logger.class_path WandbLogger --trainer.logger.project NAME
+  --ckpt_path last              go on where a stopped training left off
+  --print_config                show the configuration in full
+`python train.py fit --help` lists every option, `configs/train` has a file for every published experiment.
+
+example:
+  python train.py fit --config configs/train/r_coast.yaml --data.data_dir data --trainer.devices 4
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytorch_lightning.cli import LightningCLI
+
+
+def run(arguments: Sequence[str] | None) -> LightningCLI:
+    """Parse the arguments, those of the process where none are given, and run the subcommand.
+
+    Raises:
+        UserError: for wrong data or settings.
+        jsonargparse.ArgumentError: for arguments or YAML keys that do not parse.
+    """
+    # Imported here so that --help and a missing subcommand answer at once.
+    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+    from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+    from cs_models.callbacks import ExportCheckpoint, LogConfig, Throughput
+    from cs_models.reconstruction import ReconstructionModule
+    from datamodules.patches import PatchDataModule
+
+    class TrainCLI(LightningCLI):
+        """Errors are raised for `main` to show, and a checkpoint never overrides what the user wrote."""
+
+        def init_parser(self, **kwargs: object) -> LightningArgumentParser:
+            return super().init_parser(**kwargs, exit_on_error=False)
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 1})
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            common = {"model", "datamodule"}
+            return {"fit": common | {"train_dataloaders", "val_dataloaders"}, "validate": common | {"dataloaders"}}
+
+        def _parse_ckpt_path(self) -> None:
+            """Lightning would take the model's settings from the checkpoint; the command line wins here."""
+
+    return TrainCLI(
+        ReconstructionModule,
+        PatchDataModule,
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+        save_config_callback=LogConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        trainer_defaults={
+            "callbacks": [ExportCheckpoint(), Throughput(), LearningRateMonitor("step")],
+            "use_distributed_sampler": False,
+        },
+        args=None if arguments is None else list(arguments),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0 if words else 2
+
+    from jsonargparse import ArgumentError
+
+    from cs_models.errors import find_user_error, one_line
+
+    try:
+        run(arguments)
+    except Exception as error:
+        user_error = find_user_error(error)
+        if user_error is None and not isinstance(error, (ArgumentError, FileNotFoundError)):
+            raise
+        print(f"error: {one_line(str(user_error or error))}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

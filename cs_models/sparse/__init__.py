@@ -1,0 +1,1 @@
+"""Training-free reconstruction: greedy, thresholding, convex and plug-and-play solvers, and coefficients learning."""

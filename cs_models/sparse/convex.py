@@ -1,0 +1,179 @@
+"""What the convex solvers share: the loop with its stopping rule, and the proximal map of the data term."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cs_models.errors import UserError
+from cs_models.operators.base import MatrixOperator, MeasurementOperator
+from cs_models.reconstruction import Solution
+from cs_models.sparse.solver import IterativeSolver, check_measurements
+
+State = tuple[Tensor, ...]
+"""Tensors whose first dimension is the image; the first of them is the estimate."""
+
+Step = Callable[[State], tuple[State, Tensor]]
+"""One iteration: the next state, and how far each image is from a fixed point ``(N,)``."""
+
+
+@dataclass(kw_only=True)
+class ConvexSolver(IterativeSolver):
+    """A solver that iterates until each image has settled.
+
+    Attributes:
+        iterations: the most iterations.
+        tolerance: an image is finished when its relative change (each solver says of what) is at most this;
+            0 runs all iterations.
+
+    Raises:
+        UserError: for settings outside their range.
+    """
+
+    iterations: int = 200
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.iterations >= 1, "iterations", "at least 1")
+        self._require(self.tolerance >= 0, "tolerance", "0 or more")
+
+    def _check(self, y: Tensor, operator: MeasurementOperator) -> None:
+        """Raise UserError for measurements that do not fit, or an operator on complex images."""
+        check_measurements(y, operator)
+        if getattr(operator, "complex_images", False):
+            raise UserError(
+                f"{type(self).__name__} reconstructs real images; use a Fourier operator with complex_images=False"
+            )
+
+    def _iterate(self, state: State, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Repeat a step; an image that has settled leaves the batch, so the others do not change its result.
+
+        Returns:
+            Estimates ``(N, ...)``, iterations ``(N,)`` and whether the tolerance was met ``(N,)``.
+        """
+        active = torch.arange(len(state[0]), device=state[0].device)
+        iterations = torch.zeros_like(active)
+        converged = torch.zeros_like(active, dtype=torch.bool)
+        places, estimates = [], []
+        with self.run(self.iterations) as run:
+            for iteration in range(1, self.iterations + 1):
+                if len(active) == 0 or not run.step():
+                    break
+                state, change = step(state)
+                iterations[active] = iteration
+                settled = change <= self.tolerance
+                if bool(settled.any()):
+                    converged[active[settled]] = True
+                    places.append(active[settled])
+                    estimates.append(state[0][settled])
+                    active, state = active[~settled], tuple(part[~settled] for part in state)
+        order = torch.cat([*places, active]).argsort()
+        return torch.cat([*estimates, state[0]])[order], iterations, converged
+
+
+def solution(x: Tensor, y: Tensor, operator: MeasurementOperator, iterations: Tensor, converged: Tensor) -> Solution:
+    """A `Solution` with the relative residual of its images."""
+    return Solution(x, iterations, relative(operator(x) - y, y), converged)
+
+
+def image_norm(x: Tensor) -> Tensor:
+    """Euclidean norm of everything that belongs to one image: ``(N, ...)`` to ``(N,)``, real."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def image_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Real inner product for each image: ``(N, ...)`` and ``(N, ...)`` to ``(N,)``."""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).real
+
+
+def relative(change: Tensor, reference: Tensor) -> Tensor:
+    """Norm of a change ``(N, ...)`` as a share of the norm of a reference ``(N, ...)``; 0 where nothing changes."""
+    norm = image_norm(reference)
+    return image_norm(change) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def per_image(factor: Tensor, like: Tensor) -> Tensor:
+    """Factors ``(N,)`` in a shape that broadcasts against ``(N, ...)``."""
+    return factor.view(-1, *[1] * (like.ndim - 1))
+
+
+def constant_image(y: Tensor, operator: MeasurementOperator) -> Tensor:
+    """The images of one grey value a channel that explain the measurements best, ``(N, C, H, W)``.
+
+    From a black image, solvers spend most of their iterations on finding the mean brightness.
+    """
+    white = torch.ones(1, 1, *operator.image_size, dtype=y.real.dtype, device=y.device)
+    measured = operator(white).flatten(2)
+    brightness = (measured.conj() * y.flatten(2)).sum(-1).real / measured.abs().square().sum(-1)
+    return brightness[..., None, None] * white
+
+
+def operator_norm_squared(operator: MeasurementOperator) -> float:
+    """An upper bound, tight for matrices and orthonormal rows, of ``|A|^2``, the largest eigenvalue of ``A^T A``."""
+    if isinstance(operator, MatrixOperator):
+        return float(torch.linalg.matrix_norm(operator.matrix.double(), ord=2)) ** 2
+    if has_orthonormal_rows(operator):
+        return 1.0
+    x = _probe(operator)
+    for _ in range(30):
+        x = operator.normal(x / x.norm())
+    return float(x.norm()) * 1.02  # power iteration approaches from below
+
+
+def has_orthonormal_rows(operator: MeasurementOperator) -> bool:
+    """Whether ``A A^T y = y``, tried on the measurements of one random image."""
+    y = operator(_probe(operator))
+    return bool(torch.linalg.vector_norm(operator(operator.adjoint(y)) - y) < 1e-4 * torch.linalg.vector_norm(y))
+
+
+def _probe(operator: MeasurementOperator) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, 1, *operator.image_size, generator=generator).to(next(operator.buffers()).device)
+
+
+class DataProximal:
+    """``argmin_w |A w - y|^2 / 2 + rho / 2 |w - v|^2``, which is ``v + A^T (A A^T + rho I)^-1 (y - A v)``.
+
+    Works on images of the operator's `padded_size`, where every block is whole. The inverse is a small matrix for
+    operators with a matrix, a number for orthonormal rows, and conjugate gradients for the others.
+    """
+
+    def __init__(self, operator: MeasurementOperator, rho: float) -> None:
+        self.operator = operator.padded()
+        self.rho = rho
+        self._inverse: Tensor | float | None = None
+        if isinstance(operator, MatrixOperator) and not operator.orthonormal:
+            matrix = operator.matrix.double()
+            identity = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
+            self._inverse = torch.linalg.inv(matrix @ matrix.T + rho * identity).to(operator.matrix)
+        elif isinstance(operator, MatrixOperator) or has_orthonormal_rows(operator):
+            self._inverse = 1 / (1 + rho)
+
+    def __call__(self, v: Tensor, y: Tensor) -> Tensor:
+        """The minimiser ``(N, C, H, W)`` for v ``(N, C, H, W)`` and measurements y."""
+        residual = y - self.operator(v)
+        if self._inverse is None:
+            weights = self._conjugate_gradients(residual)
+        elif isinstance(self._inverse, Tensor):
+            weights = residual @ self._inverse
+        else:
+            weights = residual * self._inverse
+        return v + self.operator.adjoint(weights)
+
+    def _conjugate_gradients(self, right: Tensor, iterations: int = 20) -> Tensor:
+        """Solve ``(A A^T + rho I) k = right``."""
+        k, residual, direction = torch.zeros_like(right), right, right
+        energy = image_dot(residual, residual)
+        tiny = torch.finfo(energy.dtype).tiny
+        for _ in range(iterations):
+            mapped = self.operator(self.operator.adjoint(direction)) + self.rho * direction
+            step = per_image(energy / image_dot(direction, mapped).clamp_min(tiny), right)
+            k, residual = k + step * direction, residual - step * mapped
+            following = image_dot(residual, residual)
+            direction = residual + per_image(following / energy.clamp_min(tiny), right) * direction
+            energy = following
+        return k

@@ -1,0 +1,198 @@
+"""The one loop: every method on every image at every ratio and draw, a row for each as it finishes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from cs_models.errors import UserError
+from cs_models.evaluation.plan import Candidate, Case, Plan, Task
+from cs_models.evaluation.protocol import measure, operator_label, score, short_hash
+from cs_models.evaluation.results import ResultsFile, Row, only_writer
+from cs_models.operators import MeasurementOperator
+from cs_models.reconstruction import Solution
+
+
+def run(plan: Plan) -> list[Row]:
+    """Compute every row of a plan that is not yet in its results folder.
+
+    With several devices, Fabric starts one process for each; every process takes every n-th image and appends to the
+    same table.
+
+    Returns:
+        all rows of the folder. Processes other than the first return an empty list.
+
+    Raises:
+        UserError: if something goes wrong on the way; the rows so far are in the table.
+    """
+    execution, folder = plan.options.execution, plan.options.output.out
+    fabric = Fabric(accelerator=plan.device.type, devices=execution.devices)
+    if execution.devices > 1 and os.environ.get("LOCAL_RANK", "0") != "0":
+        _Worker(plan, fabric).run()
+        return []
+    with only_writer(folder):
+        table = ResultsFile(folder)
+        table.repair()
+        _Worker(plan, fabric).run()
+        return table.rows()
+
+
+class _Worker:
+    """One process of a run."""
+
+    def __init__(self, plan: Plan, fabric: Fabric) -> None:
+        fabric.launch()
+        plan.device = fabric.device
+        # cuDNN's default, TF32, keeps 10 bits of the mantissa, which costs hundredths of a dB; fp32 means float32.
+        torch.backends.cudnn.allow_tf32 = False
+        self.plan = plan
+        self.rank, self.world_size = fabric.global_rank, fabric.world_size
+        self.table = ResultsFile(plan.options.output.out)
+        self.done = {row.run_key for row in self.table.rows()}
+        # Nobody adds a row before everybody has read the table.
+        fabric.barrier()
+        self._macs: dict[tuple[Candidate, torch.Size], int | None] = {}
+
+    def run(self) -> None:
+        """Compute this process's share of the rows.
+
+        Raises:
+            UserError: in the first process, if any process met one.
+        """
+        failure = ""
+        try:
+            self._run_cases()
+        except UserError as error:
+            failure = str(error)
+        failures: list[str] = [failure]
+        if self.world_size > 1:
+            failures = [""] * self.world_size
+            torch.distributed.all_gather_object(failures, failure)
+        if self.rank == 0 and any(failures):
+            raise UserError(next(filter(None, failures)))
+
+    def _run_cases(self) -> None:
+        total = sum(len(self._share(case)) for case in self.plan.cases)
+        with tqdm(total=total, unit="image", disable=None if self.rank == 0 else True) as bar:
+            for case in self.plan.cases:
+                network, psnr_db = case.candidate.network, []
+                bar.set_description(f"{case.candidate.spec.text} {case.images.set_name} {case.candidate.ratio:g}")
+                if network is not None:
+                    network.to(self.plan.device)
+                for batch in self._batches(case, bar):
+                    for row in self._reconstruct(case, batch):
+                        self.table.append(row)
+                        psnr_db.append(row.psnr_db)
+                        bar.update()
+                        bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
+                if network is not None:
+                    network.cpu()
+
+    def _share(self, case: Case) -> range:
+        return range(self.rank, len(case.images), self.world_size)
+
+    def _batches(self, case: Case, bar: tqdm) -> Iterator[list[Task]]:
+        """Images that are still to do, in order, up to `batch_size` neighbours of one size together."""
+        batch: list[Task] = []
+        for index in self._share(case):
+            task = self.plan.task(case, index)
+            if task.run_key in self.done and (task.pictures is None or task.pictures.exist()):
+                bar.update()
+                continue
+            if batch and batch[0].image.shape != task.image.shape:
+                yield batch
+                batch = []
+            batch.append(task)
+            if len(batch) == self.plan.options.execution.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _reconstruct(self, case: Case, batch: list[Task]) -> Iterator[Row]:
+        """Measure and reconstruct images of one size, and score them."""
+        candidate, options = case.candidate, self.plan.options
+        images = torch.stack([task.image for task in batch]).to(self.plan.device)
+        operator = self.plan.operator(case, images[0])
+        y = torch.cat([measure(operator, image, case.seed, options.measuring.bits) for image in images])
+        macs = self._warm_up(candidate, y[:1], operator)
+        solution, seconds, peak_memory_mb = self._timed_solve(candidate, y, operator)
+        estimates = solution.x.float().clamp(0, 1).cpu()
+        for index, (task, estimate) in enumerate(zip(batch, estimates, strict=True)):
+            if task.pictures is not None:
+                task.pictures.write(task.image, estimate)
+            psnr_db, ssim = score(estimate, task.image)
+            yield Row(
+                method=candidate.spec.text,
+                dataset=case.images.set_name,
+                image=task.name,
+                ratio=candidate.ratio,
+                seed=case.seed,
+                psnr_db=psnr_db,
+                ssim=ssim,
+                seconds=seconds / len(batch),
+                device=_device_name(self.plan.device),
+                operator=operator_label(operator),
+                run_key=task.run_key,
+                iterations=None if solution.iterations is None else int(solution.iterations[index]),
+                residual=None if solution.residual is None else float(solution.residual[index]),
+                converged=None if solution.converged is None else bool(solution.converged[index]),
+                precision=candidate.precision,
+                noise=options.measuring.noise,
+                bits=options.measuring.bits,
+                channels=options.channels,
+                schedule=candidate.schedule,
+                height=images.shape[-2],
+                width=images.shape[-1],
+                parameters=_parameters(candidate),
+                macs=macs,
+                peak_memory_mb=peak_memory_mb,
+                settings_key=short_hash(candidate.facts),
+            )
+
+    def _warm_up(self, candidate: Candidate, y: Tensor, operator: MeasurementOperator) -> int | None:
+        """Reconstruct once untimed before the first image of each size, and count a network's multiply-adds.
+
+        Solvers on the CPU have nothing to warm up but what trying them out before the run has done.
+        """
+        if candidate.network is None and self.plan.device.type == "cpu":
+            return None
+        key = (candidate, y.shape)
+        if key not in self._macs:
+            with FlopCounterMode(display=False) as counter:
+                candidate.solve(y, operator)
+            self._macs[key] = counter.get_total_flops() // 2 if candidate.network else None
+        return self._macs[key]
+
+    def _timed_solve(
+        self, candidate: Candidate, y: Tensor, operator: MeasurementOperator
+    ) -> tuple[Solution, float, float | None]:
+        """The solution, its seconds, and on a GPU the peak of its memory in MiB."""
+        if self.plan.device.type == "cpu":
+            start = time.perf_counter()
+            return candidate.solve(y, operator), time.perf_counter() - start, None
+        torch.cuda.reset_peak_memory_stats(self.plan.device)
+        torch.cuda.synchronize(self.plan.device)
+        start = time.perf_counter()
+        solution = candidate.solve(y, operator)
+        torch.cuda.synchronize(self.plan.device)
+        seconds = time.perf_counter() - start
+        return solution, seconds, torch.cuda.max_memory_allocated(self.plan.device) / 2**20
+
+
+def _parameters(candidate: Candidate) -> int:
+    if candidate.network is None:
+        return 0
+    return sum(parameter.numel() for parameter in candidate.network.evaluated_network.parameters())
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,113 @@
+"""Real measurements: reconstruct where there is no ground truth to compare with."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cs_models.errors import UserError
+from cs_models.evaluation.options import Options
+from cs_models.evaluation.pictures import slug, write_picture
+from cs_models.evaluation.plan import choose_device, make_candidate
+from cs_models.evaluation.report import markdown_table
+from cs_models.evaluation.results import only_writer, write_table
+from cs_models.methods import parse_method
+from cs_models.operators import MeasurementOperator, make_operator
+from cs_models.operators.matrices import load_matrix
+
+
+def reconstruct_measurements(options: Options) -> str:
+    """Reconstruct ``--measurements`` by every method and write the images into ``OUT/reconstructions``.
+
+    Beside the pictures lies ``reconstructions.csv``: method, image, relative residual, iterations, seconds.
+
+    Args:
+        options: with measurements, operator and shape.
+
+    Returns:
+        the table and the folder, for the terminal.
+
+    Raises:
+        UserError: if the measurements cannot be read, do not fit the operator, or a method cannot work with it.
+    """
+    measuring, out = options.measuring, options.output.out
+    assert measuring.measurements is not None
+    assert measuring.operator is not None
+    device = choose_device(options.execution.device)
+    height, width = measuring.shape
+    ratio = options.comparison.ratios[0] if options.comparison.ratios else _ratio_of(measuring.operator)
+    operator = make_operator(measuring.operator, ratio, (height, width), measuring.draws[0], measuring.noise / 255)
+    operator = operator.to(device)
+    y = load_measurements(measuring.measurements, operator).to(device)
+    candidates = [make_candidate(parse_method(text), ratio, options.execution) for text in options.comparison.methods]
+    for candidate in candidates:
+        if candidate.network is not None:
+            candidate.network.to(device).accepts(operator)
+    columns = ["method", "image", "residual", "iterations", "seconds"]
+    lines = []
+    with only_writer(out):
+        folder = out / "reconstructions"
+        for candidate in candidates:
+            start = time.perf_counter()
+            solution = candidate.solve(y, operator)
+            estimates = solution.x.float().cpu()
+            seconds = (time.perf_counter() - start) / len(y)
+            error = (operator(solution.x.to(device)) - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1)
+            for index, estimate in enumerate(estimates):
+                write_picture(folder / f"{index:03d}_{slug(candidate.spec.text)}.png", estimate)
+                steps = "" if solution.iterations is None else str(int(solution.iterations[index]))
+                lines.append([candidate.spec.text, str(index), f"{error[index]:.3g}", steps, f"{seconds:.3g}"])
+        write_table(out / "reconstructions.csv", columns, lines)
+    return f"{markdown_table(columns, lines)}\n\n{folder}"
+
+
+def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor:
+    """Measurements ``(N, C, ...)`` from a `.npy` file.
+
+    Args:
+        path: the file: one image, ``(N, ...)`` or ``(N, C, ...)``, of images in [0, 1].
+        operator: what was measured with; its measurements of one image say what the last dimensions are.
+
+    Raises:
+        UserError: if the file is missing or unreadable, or its shape or kind of numbers does not fit the operator.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"measurements not found: {path}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read the measurements {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiuc" or not np.isfinite(array).all():
+        raise UserError(f"{path} holds no array of finite numbers")
+    buffer = next(operator.buffers())
+    example = operator(torch.zeros(1, 1, *operator.image_size, device=buffer.device))
+    expected = tuple(example.shape[2:])
+    leading = array.ndim - len(expected)
+    if array.shape[max(leading, 0) :] != expected or not 0 <= leading <= 2:
+        size = f"{operator.image_size[0]}x{operator.image_size[1]}"
+        shape = ", ".join(map(str, expected))
+        raise UserError(
+            f"{path} has the shape {array.shape}; an image of {size} at ratio {operator.ratio:.3g} gives ({shape}), "
+            f"several give (N, {shape}) or (N, channels, {shape})"
+        )
+    if array.dtype.kind == "c" and not example.is_complex():
+        raise UserError(f"{path} holds complex numbers; this operator measures real ones")
+    y = torch.from_numpy(array).to(example.dtype)
+    y = y.reshape(*(y.shape[:2] if leading == 2 else (-1, 1)), *expected)
+    if y.shape[1] not in (1, 3):
+        raise UserError(f"{path} has {y.shape[1]} channels an image; 1 or 3 make a picture")
+    return y
+
+
+def _ratio_of(words: str) -> float:
+    """The CS ratio of a whole matrix or mask in a file."""
+    if Path(words).suffix not in (".npy", ".mat"):
+        raise UserError(f"give the ratio at which was measured with --operator {words}, as in --ratios 0.1")
+    matrix = load_matrix(words)
+    if bool(((matrix == 0) | (matrix == 1)).all()):
+        return float(matrix.mean())
+    return matrix.shape[0] / matrix.shape[1]

@@ -1,0 +1,203 @@
+"""What a user can ask the benchmark for. Nothing heavy is imported here, so that ``eval.py --help`` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import register_type
+
+from cs_models.errors import UserError
+
+
+class Words(tuple[str, ...]):
+    """Names separated by commas."""
+
+
+class Fractions(tuple[float, ...]):
+    """Numbers separated by commas."""
+
+
+class Integers(tuple[int, ...]):
+    """Whole numbers separated by commas."""
+
+
+def _split(value: object) -> list[str]:
+    """The parts of ``a,b`` from the command line, or of a YAML list or scalar."""
+    parts = list(value) if isinstance(value, list | tuple) else str(value).split(",")
+    return [str(part).strip() for part in parts if str(part).strip()]
+
+
+register_type(Words, ",".join, lambda value: Words(_split(value)))
+register_type(Fractions, lambda v: ",".join(map(str, v)), lambda value: Fractions(map(float, _split(value))))
+register_type(Integers, lambda v: ",".join(map(str, v)), lambda value: Integers(map(int, _split(value))))
+
+
+def _help(text: str, metavar: str | None = None) -> dict[str, str | None]:
+    """What ``--help`` says of an option."""
+    return {"help": text, "metavar": metavar}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared."""
+
+    methods: Words = field(
+        default=Words(), metadata=_help("names, as omp or clomp:released=true, or paths of checkpoints", "M1,M2")
+    )
+    datasets: Words = field(default=Words(), metadata=_help("names of image sets, or folders of images", "D1,D2"))
+    ratios: Fractions = field(default=Fractions(), metadata=_help("CS ratios in (0, 1]", "R1,R2"))
+    data_dir: str | None = field(
+        default=None, metadata=_help("folder with the image sets (else $CS_DATA, else data/)", "DIR")
+    )
+    limit: int | None = field(default=None, metadata=_help("only the first N images of each set, in name order", "N"))
+    channels: Literal["luminance", "rgb"] | None = field(
+        default=None, metadata=_help("luminance, or rgb: each colour channel is measured by itself", "C")
+    )
+    image: str | None = field(
+        default=None,
+        metadata=_help(
+            "measure and reconstruct this picture instead of a set (in rgb, unless --channels luminance)", "FILE"
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How it is measured."""
+
+    operator: str | None = field(
+        default=None,
+        metadata=_help(
+            "block, block:32, structured, column, pixel, fourier, or a .npy or .mat matrix (else what each method is "
+            "made for: the matrix in a checkpoint, or 33x33 blocks)",
+            "A",
+        ),
+    )
+    seed: int = field(default=0, metadata=_help("of the operator's random draw (0)", "S"))
+    seeds: Integers = field(default=Integers(), metadata=_help("several draws; their spread is reported", "S1,S2"))
+    noise: float = field(
+        default=0.0, metadata=_help("standard deviation of noise on the measurements, for pixels in 0..255", "SIGMA")
+    )
+    bits: int | None = field(
+        default=None, metadata=_help("quantise the measurements of each image to this many bits", "B")
+    )
+    measurements: str | None = field(
+        default=None,
+        metadata=_help(
+            "reconstruct real measurements from this .npy file instead of images, without a ground truth", "FILE"
+        ),
+    )
+    shape: Integers = field(default=Integers(), metadata=_help("size of the images behind --measurements", "H,W"))
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """The seeds to evaluate."""
+        return self.seeds or (self.seed,)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How it runs."""
+
+    device: Literal["cpu", "cuda"] | None = field(
+        default=None, metadata=_help("cpu or cuda (else cuda where there is one)", "DEVICE")
+    )
+    devices: int = field(default=1, metadata=_help("how many of them share the images (1)", "N"))
+    precision: Literal["fp32", "bf16"] = field(
+        default="fp32",
+        metadata=_help("bf16 runs networks under autocast; data consistency and solvers stay in fp32", "fp32|bf16"),
+    )
+    batch_size: int = field(default=1, metadata=_help("images of one size that are reconstructed together (1)", "N"))
+    iterations_per_layer: Integers = field(
+        default=Integers(),
+        metadata=_help("how often each layer of unfolding networks is applied, such as 4,4,4,4,4", "R1,R2"),
+    )
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written."""
+
+    out: Path = field(
+        default=Path("results"),
+        metadata=_help("folder for tables, report and figures; a rerun continues where it stopped (results)", "DIR"),
+    )
+    save_images: bool = field(
+        default=False, metadata=_help("write every reconstruction, not only the first of each set")
+    )
+    wandb: str | None = field(
+        default=None, metadata=_help("log the comparison to this Weights & Biases project", "PROJECT")
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that one call of the benchmark is asked for; see the four parts."""
+
+    comparison: Comparison = field(default_factory=Comparison)
+    measuring: Measuring = field(default_factory=Measuring)
+    execution: Execution = field(default_factory=Execution)
+    output: Output = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        """Refuse what can be refused without looking at any file.
+
+        Raises:
+            UserError: for options that are missing, out of range or exclude one another.
+        """
+        comparison, measuring, execution = self.comparison, self.measuring, self.execution
+        if not comparison.methods:
+            raise UserError("name the methods, as in --methods linear,omp; eval.py --list shows them all")
+        subjects = {
+            "--datasets": comparison.datasets,
+            "--image": comparison.image,
+            "--measurements": measuring.measurements,
+        }
+        given = [name for name, value in subjects.items() if value]
+        if len(given) != 1:
+            found = f"; got {' and '.join(given)}" if given else ""
+            raise UserError(f"give one of --datasets, --image and --measurements{found}")
+        if not comparison.ratios and not measuring.measurements:
+            raise UserError("name the CS ratios, as in --ratios 0.1,0.3")
+        for ratio in comparison.ratios:
+            if not 0 < ratio <= 1:
+                raise UserError(f"ratio {ratio:g} is outside (0, 1]; 0.1 means 10 measurements for 100 pixels")
+        for name, values in (
+            ("methods", comparison.methods),
+            ("datasets", comparison.datasets),
+            ("ratios", comparison.ratios),
+            ("seeds", measuring.seeds),
+        ):
+            if len(set(values)) < len(values):
+                raise UserError(f"--{name} names one twice: {','.join(map(str, values))}")
+        if comparison.limit is not None and comparison.limit < 1:
+            raise UserError(f"--limit {comparison.limit}: at least 1 image is needed")
+        if min(measuring.draws) < 0 or max(measuring.draws) >= 2**32:
+            raise UserError("a seed is a number from 0 to 2^32 - 1")
+        if not 0 <= measuring.noise < float("inf"):
+            raise UserError(f"--noise {measuring.noise:g}: the standard deviation is 0 or more")
+        if measuring.bits is not None and not 1 <= measuring.bits <= 16:
+            raise UserError(f"--bits {measuring.bits}: expected 1 to 16")
+        if execution.devices < 1 or execution.batch_size < 1:
+            raise UserError("--devices and --batch_size are at least 1")
+        self._check_measurements()
+
+    def _check_measurements(self) -> None:
+        measuring = self.measuring
+        if measuring.measurements is None:
+            if measuring.shape:
+                raise UserError("--shape belongs to --measurements")
+            return
+        if len(measuring.shape) != 2 or min(measuring.shape) < 1:
+            raise UserError("--measurements needs the size of the images, as in --shape 256,256")
+        if measuring.operator is None:
+            raise UserError("--measurements needs what was measured with, as in --operator phi.npy")
+        if len(self.comparison.ratios) > 1:
+            raise UserError("--measurements were taken at one ratio; give a single one to --ratios")
+
+    @property
+    def channels(self) -> Literal["luminance", "rgb"]:
+        """Colour of the images that are measured."""
+        return self.comparison.channels or ("rgb" if self.comparison.image else "luminance")

@@ -1,0 +1,74 @@
+"""Where a comparison keeps its pictures, and writing them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from cs_models.errors import UserError
+from datamodules.images import write_png
+
+if TYPE_CHECKING:
+    from cs_models.evaluation.results import Row
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The files of one reconstruction.
+
+    Attributes:
+        original: the image as it was measured; all methods and ratios share it.
+        reconstruction: named by method and run key, in a folder for each ratio.
+    """
+
+    original: Path
+    reconstruction: Path
+
+    @classmethod
+    def locate(
+        cls, out: Path, dataset: str, image: str, channels: str, ratio: float, method: str, run_key: str
+    ) -> Pictures:
+        """The places below a results folder, whether there are files or not."""
+        folder = out / "images" / slug(dataset) / slug(image)
+        return cls(folder / f"original_{channels}.png", folder / f"{ratio:g}" / f"{slug(method)}_{run_key}.png")
+
+    @classmethod
+    def of_row(cls, out: Path, row: Row) -> Pictures:
+        """The pictures that belong to a result."""
+        return cls.locate(out, row.dataset, row.image, row.channels, row.ratio, row.method, row.run_key)
+
+    def exist(self) -> bool:
+        """Whether both files are there."""
+        return self.original.exists() and self.reconstruction.exists()
+
+    def write(self, original: Tensor, reconstruction: Tensor) -> None:
+        """Write both images ``(C, H, W)`` in [0, 1]; an original that is there already stays.
+
+        Raises:
+            UserError: if they cannot be written.
+        """
+        if not self.original.exists():
+            write_picture(self.original, original)
+        write_picture(self.reconstruction, reconstruction)
+
+
+def write_picture(path: Path, image: Tensor) -> None:
+    """Write an image ``(C, H, W)`` in [0, 1], C = 1 or 3, and the folders that lead to it.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the folder {path.parent}: {error.strerror}") from error
+    write_png(path, image.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name."""
+    return re.sub(r"[^\w.=+-]+", "_", text)

@@ -1,0 +1,250 @@
+"""What a comparison consists of, checked before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cs_models.errors import UserError
+from cs_models.evaluation.options import Execution, Options
+from cs_models.evaluation.pictures import Pictures
+from cs_models.evaluation.protocol import image_sha256, short_hash
+from cs_models.methods import METHODS, MethodSpec, build_method, parse_method
+from cs_models.operators import MeasurementOperator, make_operator
+from cs_models.reconstruction import ReconstructionModule, Reconstructor, Solution
+from datamodules.catalog import BenchmarkImages, ImageFile, load_set
+
+SMALLEST_SIDE = 7
+PROBE_SIDE = 48
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A method made ready for one CS ratio.
+
+    Attributes:
+        spec: the method as typed.
+        ratio: CS ratio.
+        reconstructor: what reconstructs; a network stays on the CPU until its turn.
+        precision: "fp32" or "bf16"; solvers always work in "fp32".
+        schedule: iterations of each layer where the user chose them.
+    """
+
+    spec: MethodSpec
+    ratio: float
+    reconstructor: Reconstructor
+    precision: str = "fp32"
+    schedule: str = ""
+
+    @property
+    def network(self) -> ReconstructionModule | None:
+        """The method if it is a trained one."""
+        return self.reconstructor if isinstance(self.reconstructor, ReconstructionModule) else None
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Everything on the side of the method that determines its results."""
+        return {
+            "method": self.spec.name if self.spec.training_free else "network",
+            "settings": self.reconstructor.settings(),
+            "precision": self.precision,
+            "schedule": self.schedule,
+        }
+
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        """The method's `Solution`, in the candidate's precision.
+
+        Raises:
+            UserError: if the method cannot work with the operator, or the GPU's memory is too small.
+        """
+        try:
+            with torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return self.reconstructor.solve(y, operator)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"method '{self.spec.text}' needs more memory than the GPU has for {len(y)} images of "
+                f"{operator.image_size[0]}x{operator.image_size[1]}; try a smaller --batch_size or --device cpu"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A method at one ratio on one set with one draw of the operator."""
+
+    candidate: Candidate
+    images: BenchmarkImages
+    seed: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to reconstruct.
+
+    Attributes:
+        name: of the image.
+        image: ``(C, H, W)`` in [0, 1].
+        run_key: short hash of everything that determines the result.
+        pictures: where original and reconstruction go as pictures; None where none were asked for.
+    """
+
+    name: str
+    image: Tensor
+    run_key: str
+    pictures: Pictures | None
+
+
+class Plan:
+    """Every case of a comparison.
+
+    Attributes:
+        options: what was asked for.
+        device: what it runs on; a process of several sets its own.
+        cases: in the order in which they run.
+    """
+
+    def __init__(self, options: Options) -> None:
+        """
+        Args:
+            options: what was asked for.
+
+        Raises:
+            UserError: for whatever can be known to fail before the first result: an unknown method, setting or set,
+                a missing file, an unreadable first image, an operator that a method cannot work with.
+        """
+        self.options = options
+        self.device = choose_device(options.execution.device, options.execution.devices)
+        if options.output.wandb is not None and find_spec("wandb") is None:
+            raise UserError("--wandb needs the package wandb: pip install wandb")
+        specs = [parse_method(text) for text in options.comparison.methods]
+        sets = load_images(options)
+        candidates = [
+            make_candidate(spec, ratio, options.execution) for spec in specs for ratio in options.comparison.ratios
+        ]
+        if options.execution.iterations_per_layer and not any(one.network for one in candidates):
+            raise UserError("--iterations_per_layer is for unfolding networks; there is none among the methods")
+        self.cases = [
+            Case(candidate, images, seed)
+            for candidate in candidates
+            for images in sets
+            for seed in options.measuring.draws
+        ]
+        self._named_operator = lru_cache(maxsize=16)(make_operator)
+        self._sized_operator = lru_cache(maxsize=16)(self._make_sized_operator)
+        for case in self.cases:
+            if case.seed == options.measuring.draws[0]:
+                self._try_out(case)
+
+    def operator(self, case: Case, image: Tensor) -> MeasurementOperator:
+        """What an image ``(C, H, W)`` is measured with, on the plan's device."""
+        return self._sized_operator(case, (image.shape[-2], image.shape[-1]), self.device)
+
+    def task(self, case: Case, index: int) -> Task:
+        """The image number `index` of a case.
+
+        Raises:
+            UserError: if the image cannot be read, is too small to score, or the operator does not fit its size.
+        """
+        name, image = case.images[index]
+        if min(image.shape[-2:]) < SMALLEST_SIDE:
+            size = f"{image.shape[-2]}x{image.shape[-1]}"
+            raise UserError(f"image '{name}' of {case.images.set_name} is {size}; SSIM needs at least 7x7 pixels")
+        facts = case.candidate.facts | {
+            "operator": self.operator(case, image).spec,
+            "noise": self.options.measuring.noise,
+            "bits": self.options.measuring.bits,
+            # Part of the noise even where the operator has no seed, such as a matrix from a file.
+            "seed": case.seed,
+            "image": image_sha256(image),
+        }
+        run_key = short_hash(facts)
+        pictures = None
+        if self._all_pictures or (index == 0 and case.seed == self.options.measuring.draws[0]):
+            pictures = Pictures.locate(
+                self.options.output.out,
+                case.images.set_name,
+                name,
+                self.options.channels,
+                case.candidate.ratio,
+                case.candidate.spec.text,
+                run_key,
+            )
+        return Task(name, image, run_key, pictures)
+
+    @property
+    def _all_pictures(self) -> bool:
+        output = self.options.output
+        return output.save_images or output.wandb is not None or self.options.comparison.image is not None
+
+    def _make_sized_operator(self, case: Case, size: tuple[int, int], device: torch.device) -> MeasurementOperator:
+        # The draw for the first image's size serves all sizes, so that the matrix is made once.
+        height, width = case.images[0][1].shape[-2:]
+        ratio, sigma = case.candidate.ratio, self.options.measuring.noise / 255
+        words, network = self.options.measuring.operator, case.candidate.network
+        if words is None and network is not None:
+            operator = network.natural_operator(ratio, (height, width), case.seed, sigma)
+        else:
+            words = words or METHODS[case.candidate.spec.name].operator
+            operator = self._named_operator(words, ratio, (height, width), case.seed, sigma)
+        return operator.resized(*size).to(device)
+
+    def _try_out(self, case: Case) -> None:
+        """Find out early whether a method works with its operator."""
+        _, image = case.images[0]
+        operator = self.operator(case, image)
+        if case.candidate.network:
+            case.candidate.network.accepts(operator)
+            return
+        height, width = min(image.shape[-2], PROBE_SIDE), min(image.shape[-1], PROBE_SIDE)
+        try:
+            operator = operator.resized(height, width).to(self.device)
+        except UserError:  # a user's own matrix or mask may fit one image size only
+            height, width = operator.image_size
+        y = operator(image[None, :, :height, :width].to(self.device))
+        case.candidate.solve(y, operator)
+
+
+def make_candidate(spec: MethodSpec, ratio: float, execution: Execution) -> Candidate:
+    """Build a method; precision and schedule are for networks.
+
+    Raises:
+        UserError: for an unknown setting, an unreadable checkpoint, or a schedule that does not fit.
+    """
+    reconstructor = build_method(spec, ratio)
+    if not isinstance(reconstructor, ReconstructionModule):
+        return Candidate(spec, ratio, reconstructor)
+    schedule = execution.iterations_per_layer
+    if schedule:
+        reconstructor.set_schedule(schedule)
+    return Candidate(spec, ratio, reconstructor, execution.precision, " ".join(map(str, schedule)))
+
+
+def load_images(options: Options) -> list[BenchmarkImages]:
+    """The image sets that the options name.
+
+    Raises:
+        UserError: for an unknown set or a missing file.
+    """
+    comparison = options.comparison
+    if comparison.image is not None:
+        path = Path(comparison.image)
+        return [BenchmarkImages("image", [ImageFile(path.stem, path)], options.channels)]
+    return [load_set(name, comparison.data_dir, options.channels, comparison.limit) for name in comparison.datasets]
+
+
+def choose_device(name: str | None, devices: int = 1) -> torch.device:
+    """The device of a name; without one, CUDA where there is a GPU.
+
+    Raises:
+        UserError: if there are not that many GPUs.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind = name or ("cuda" if available else "cpu")
+    if kind == "cuda" and available < devices:
+        raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
+    return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)

@@ -1,0 +1,374 @@
+"""The benchmark as its users meet it: rows, reruns, interruptions, several devices, colour, noise."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from cs_models.checkpoints import save_checkpoint
+from cs_models.evaluation.protocol import measure, quantise
+from cs_models.evaluation.results import COLUMNS, read_rows
+from cs_models.operators import make_operator
+from cs_models.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
+from eval import main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONTRACT = "method,dataset,image,ratio,seed,psnr_db,ssim,seconds,device,operator,run_key"
+VARYING = ("seconds",)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder with the set `tiny`: three pictures, two of one size and one of another."""
+    return make_images(tmp_path / "data", ((40, 50), (40, 50), (33, 66)))
+
+
+def make_images(folder: Path, sizes: tuple[tuple[int, int], ...]) -> Path:
+    random = np.random.default_rng(0)
+    (folder / "tiny").mkdir(parents=True)
+    for index, (height, width) in enumerate(sizes):
+        coarse = random.integers(0, 255, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"tiny/{index}.png")
+    return folder
+
+
+def command(data: Path, out: Path, *extra: str, methods: str = "pinv,tv:iterations=3") -> list[str]:
+    defaults = {"--methods": methods, "--datasets": "tiny", "--ratios": "0.1,0.3"}
+    given = {} if "--image" in extra else defaults
+    words = [word for pair in given.items() for word in pair] or ["--methods", methods, "--ratios", "0.3"]
+    return [*words, "--data_dir", str(data), "--out", str(out), "--device", "cpu", *extra]
+
+
+def table(out: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    """The rows by what they are, without what differs from run to run."""
+    with (out / "per_image.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    result = {
+        tuple(row[key] for key in ("method", "dataset", "image", "ratio", "seed", "run_key")): {
+            key: value for key, value in row.items() if key not in VARYING
+        }
+        for row in rows
+    }
+    assert len(result) == len(rows), "a row is there twice"
+    return result
+
+
+def save_network(path: Path, layers: int = 2) -> Path:
+    torch.manual_seed(0)
+    return save_checkpoint(ISTANetPPModule(ISTANetPPConfig(layers=layers, features=4)), path)
+
+
+def test_rows_columns_and_scores(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(command(data, out, methods="pinv")) == 0
+    assert (out / "per_image.csv").read_text().startswith(CONTRACT + ",")
+    rows = list(read_rows(out / "per_image.csv"))
+    assert [(row.image, row.ratio) for row in rows] == [(image, ratio) for ratio in (0.1, 0.3) for image in "012"]
+    pixels = np.asarray(Image.open(data / "tiny/0.png").convert("RGB"), dtype=np.float64)
+    luminance = np.round(pixels @ [0.299, 0.587, 0.114])
+    x = torch.from_numpy(luminance / 255).float()[None, None]
+    operator = make_operator("block:33", 0.1, (40, 50))
+    estimate = 255 * operator.pinv(operator(x)).clamp(0, 1).double().numpy()[0, 0]
+    assert rows[0].psnr_db == pytest.approx(peak_signal_noise_ratio(luminance, estimate, data_range=255), abs=1e-3)
+    assert rows[0].ssim == pytest.approx(structural_similarity(luminance, estimate, data_range=255), abs=1e-4)
+    assert (rows[0].operator, rows[0].device, rows[0].seed) == ("block:33", "cpu", 0)
+
+
+def test_a_rerun_computes_nothing_and_a_changed_setting_computes_anew(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(command(data, out))
+    first = (out / "per_image.csv").read_bytes()
+    main(command(data, out))
+    assert (out / "per_image.csv").read_bytes() == first
+    main(command(data, out, methods="tv:iterations=4"))
+    added = (out / "per_image.csv").read_bytes().removeprefix(first).decode().splitlines()
+    assert len(added) == 6
+    assert all(line.startswith("tv:iterations=4,") for line in added)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--seed", "1"),
+        ("--noise", "5"),
+        ("--bits", "4"),
+        ("--operator", "block:20"),
+        ("--channels", "rgb"),
+    ],
+)
+def test_whatever_determines_a_result_changes_its_key(data: Path, tmp_path: Path, change: tuple[str, str]) -> None:
+    out = tmp_path / "out"
+    main(command(data, out, "--limit", "1", methods="pinv"))
+    main(command(data, out, "--limit", "1", *change, methods="pinv"))
+    rows = list(read_rows(out / "per_image.csv"))
+    assert len({row.run_key for row in rows}) == len(rows) == 4
+    assert all(a.psnr_db != b.psnr_db for a, b in zip(rows[:2], rows[2:], strict=True))
+
+
+def test_a_changed_image_computes_anew(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(command(data, out, methods="pinv"))
+    Image.open(data / "tiny/0.png").rotate(180).save(data / "tiny/0.png")
+    main(command(data, out, methods="pinv"))
+    names = [row.image for row in read_rows(out / "per_image.csv")]
+    assert names == ["0", "1", "2", "0", "1", "2", "0", "0"]
+
+
+def test_a_torn_last_line_is_repaired(data: Path, tmp_path: Path) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    main(command(data, whole))
+    main(command(data, torn))
+    path = torn / "per_image.csv"
+    path.write_bytes(path.read_bytes()[:-20])
+    main(command(data, torn))
+    assert table(torn) == table(whole)
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", ((40, 50),) * 8)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    slow = "ista:iterations=600:tolerance=0"
+    process = subprocess.Popen([sys.executable, "eval.py", *command(data, killed, methods=slow)], cwd=REPOSITORY)
+    path = killed / "per_image.csv"
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline, "no row appeared"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 2 <= len(list(read_rows(path))) < 16
+    assert main(command(data, killed, methods=slow)) == 0
+    assert main(command(data, whole, methods=slow)) == 0
+    assert table(killed) == table(whole)
+    assert len(table(whole)) == 16
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_rows_of_one(data: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    network = str(save_network(tmp_path / "network.safetensors"))
+    methods = f"pinv,{network}"
+    assert main(command(data, one, "--noise", "3", methods=methods)) == 0
+    arguments = command(data, two, "--noise", "3", "--devices", "2", methods=methods)
+    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "WORLD_SIZE")}
+    run = subprocess.run([sys.executable, "eval.py", *arguments], cwd=REPOSITORY, env=environment, timeout=300)
+    assert run.returncode == 0
+    rows, expected = table(two), table(one)
+    assert rows.keys() == expected.keys()
+    for key, row in rows.items():
+        assert float(row["psnr_db"]) == pytest.approx(float(expected[key]["psnr_db"]), abs=1e-3)
+    assert (two / "report.md").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_met_by_one_of_two_processes_is_one_line(data: Path, tmp_path: Path) -> None:
+    (data / "tiny/1.png").write_bytes((data / "tiny/1.png").read_bytes()[:60])
+    arguments = command(data, tmp_path / "out", "--devices", "2", methods="pinv")
+    run = subprocess.run(
+        [sys.executable, "eval.py", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 2
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "1.png" in errors[0]
+    assert "Traceback" not in run.stderr
+    assert {row.image for row in read_rows(tmp_path / "out/per_image.csv")} == {"0", "2"}
+
+
+def test_batches_do_not_change_the_scores(data: Path, tmp_path: Path) -> None:
+    network = str(save_network(tmp_path / "network.safetensors"))
+    single, batched = tmp_path / "single", tmp_path / "batched"
+    main(command(data, single, methods=f"pinv,{network}"))
+    main(command(data, batched, "--batch_size", "2", methods=f"pinv,{network}"))
+    rows, expected = table(batched), table(single)
+    assert rows.keys() == expected.keys()
+    for key, row in rows.items():
+        assert float(row["psnr_db"]) == pytest.approx(float(expected[key]["psnr_db"]), abs=1e-3)
+
+
+def test_a_network_row_says_what_it_is(data: Path, tmp_path: Path) -> None:
+    network = str(save_network(tmp_path / "network.safetensors"))
+    out = tmp_path / "out"
+    extra = ("--precision", "bf16", "--iterations_per_layer", "2,1", "--limit", "1")
+    assert main(command(data, out, *extra, methods=network)) == 0
+    row = next(read_rows(out / "per_image.csv"))
+    module = ISTANetPPModule(ISTANetPPConfig(layers=2, features=4))
+    assert row.parameters == sum(parameter.numel() for parameter in module.parameters())
+    assert (row.precision, row.schedule) == ("bf16", "2 1")
+    assert row.macs is not None
+    # Six convolutions on the padded 66x66 image, three times; A and its adjoint come on top.
+    convolutions = 3 * 66 * 66 * 9 * (2 * 4 + 4 * 4 * 4 + 4)
+    assert convolutions < row.macs < 2 * convolutions
+    main(command(data, out, "--limit", "1", methods=network))
+    keys = [(row.run_key, row.settings_key) for row in read_rows(out / "per_image.csv")]
+    assert len(set(keys)) == 4, "precision and schedule are part of the key"
+
+
+def test_other_weights_compute_anew(data: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "network.safetensors", tmp_path / "out"
+    save_network(path)
+    main(command(data, out, "--limit", "1", methods=str(path)))
+    save_network(path, layers=3)
+    main(command(data, out, "--limit", "1", methods=str(path)))
+    assert len(list(read_rows(out / "per_image.csv"))) == 4
+    with (out / "summary.csv").open(newline="") as file:
+        summary = list(csv.DictReader(file))
+    parameters = sum(p.numel() for p in ISTANetPPModule(ISTANetPPConfig(layers=3, features=4)).parameters())
+    assert [line["parameters"] for line in summary] == [str(parameters)] * 2, "only the newest weights count"
+
+
+def test_colour_is_measured_channel_by_channel(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(command(data, out, "--channels", "rgb", "--limit", "1", methods="pinv"))
+    row = next(read_rows(out / "per_image.csv"))
+    pixels = np.asarray(Image.open(data / "tiny/0.png"), dtype=np.float64)
+    x = torch.from_numpy(pixels / 255).float().permute(2, 0, 1)[:, None]
+    operator = make_operator("block:33", 0.1, (40, 50))
+    estimate = 255 * operator.pinv(operator(x)).clamp(0, 1).double().numpy()[:, 0].transpose(1, 2, 0)
+    assert row.psnr_db == pytest.approx(peak_signal_noise_ratio(pixels, estimate, data_range=255), abs=1e-3)
+    expected = structural_similarity(pixels, estimate, data_range=255, channel_axis=2)
+    assert row.ssim == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_own_picture_is_reconstructed_in_colour(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(command(data, out, "--image", str(data / "tiny/2.png"), methods="tv")) == 0
+    row = next(read_rows(out / "per_image.csv"))
+    assert (row.dataset, row.image, row.channels) == ("image", "2", "rgb")
+    (picture,) = (out / "images/image/2/0.3").glob("tv_*.png")
+    assert np.asarray(Image.open(picture)).shape == (33, 66, 3)
+
+
+@pytest.mark.parametrize("kind", ["block:16", "column", "pixel", "fourier", "structured:16", "matrix"])
+def test_every_operator_can_be_asked_for(data: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    if kind == "matrix":
+        kind = str(tmp_path / "phi.npy")
+        np.save(kind, np.random.RandomState(0).randn(20, 64))
+    assert main(command(data, out, "--operator", kind, methods="pinv")) == 0
+    expected = "block:8 from phi.npy" if kind.endswith(".npy") else kind
+    assert {row.operator for row in read_rows(out / "per_image.csv")} == {expected}
+
+
+def test_seeds_give_a_row_for_each_draw_and_their_spread(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(command(data, out, "--seeds", "0,1,2", methods="tv:iterations=20"))
+    rows = list(read_rows(out / "per_image.csv"))
+    assert len(rows) == 18
+    with (out / "summary.csv").open(newline="") as file:
+        line = next(csv.DictReader(file))
+    means = [np.mean([row.psnr_db for row in rows if row.seed == seed and row.ratio == 0.1]) for seed in range(3)]
+    assert float(line["psnr_seed_std"]) == pytest.approx(np.std(means, ddof=1))
+    assert (line["images"], line["seeds"]) == ("3", "3")
+
+
+def test_noise_depends_on_the_image_and_the_seed_alone() -> None:
+    operator = make_operator("block:8", 0.5, (16, 16), noise_sigma=0.1)
+    a, b = torch.rand(1, 16, 16), torch.rand(1, 16, 16)
+    assert torch.equal(measure(operator, a, seed=0), measure(operator, a, seed=0))
+    noise = [measure(operator, image, seed) - operator(image[None]) for image, seed in ((a, 0), (a, 1), (b, 0))]
+    assert not torch.allclose(noise[0], noise[1])
+    assert not torch.allclose(noise[0], noise[2])
+
+
+def test_quantisation_has_that_many_levels() -> None:
+    y = torch.randn(2, 1, 5, 100)
+    for bits in (1, 3, 8):
+        rounded = quantise(y, bits)
+        assert max(len(image.unique()) for image in rounded) <= 2**bits
+        cell = (y.flatten(1).amax(1) - y.flatten(1).amin(1)) / 2**bits
+        assert ((rounded - y).flatten(1).abs().amax(1) <= cell / 2 * (1 + 1e-3)).all()
+    assert quantise(torch.view_as_complex(torch.randn(1, 4, 2)), 2).is_complex()
+
+
+def test_constant_measurements_stay_when_quantised() -> None:
+    y = torch.full((1, 1, 7), 0.3)
+    assert torch.allclose(quantise(y, 4), y)
+
+
+def test_pictures_are_written_for_the_first_image_or_for_all(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(command(data, out, methods="pinv"))
+    assert len(list(out.glob("images/tiny/*/*/pinv_*.png"))) == 2
+    main(command(data, out, "--save_images", methods="pinv"))
+    assert len(list(out.glob("images/tiny/*/*/pinv_*.png"))) == 6
+    assert len(list(out.glob("images/tiny/*/original_luminance.png"))) == 3
+
+
+def test_real_measurements_are_reconstructed_without_a_ground_truth(tmp_path: Path) -> None:
+    phi, y, out = tmp_path / "phi.npy", tmp_path / "y.npy", tmp_path / "out"
+    matrix = np.linalg.qr(np.random.RandomState(0).randn(64, 50))[0].T
+    np.save(phi, matrix)
+    images = torch.rand(2, 1, 16, 24)
+    operator = make_operator(str(phi), 50 / 64, (16, 24))
+    np.save(y, operator(images)[:, 0].numpy())
+    arguments = ["--methods", "pinv,tv", "--measurements", str(y), "--operator", str(phi), "--shape", "16,24"]
+    assert main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
+    picture = np.asarray(Image.open(out / "reconstructions/001_pinv.png"))
+    expected = operator.pinv(operator(images[1:]))[0, 0].clamp(0, 1).numpy()
+    assert np.abs(picture / 255 - expected).max() < 1 / 255
+    with (out / "reconstructions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["method"], line["image"]) for line in lines] == [
+        ("pinv", "0"),
+        ("pinv", "1"),
+        ("tv", "0"),
+        ("tv", "1"),
+    ]
+    assert float(lines[0]["residual"]) < 1e-5
+
+
+def test_a_yaml_file_and_the_command_line_agree(data: Path, tmp_path: Path) -> None:
+    config, out = tmp_path / "config.yaml", tmp_path / "out"
+    config.write_text(
+        f"methods: [pinv]\ndatasets: tiny\nratios: [0.1, 0.3]\ndata_dir: {data}\nout: {out}\nlimit: 3\ndevice: cpu\n"
+    )
+    assert main(["--config", str(config), "--limit", "1"]) == 0
+    assert [(row.image, row.ratio) for row in read_rows(out / "per_image.csv")] == [("0", 0.1), ("0", 0.3)]
+
+
+def test_the_columns_are_the_contract(tmp_path: Path) -> None:
+    assert ",".join(COLUMNS).startswith(CONTRACT)
+
+
+@pytest.mark.parametrize("config", sorted((REPOSITORY / "configs" / "eval").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_can_be_read(config: Path) -> None:
+    from eval import parse
+
+    assert parse(["--config", str(config)]) is not None
+
+
+def test_help_and_list_fit_a_head(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 80
+    assert text.index("What is compared") < text.index("How it is measured") < text.index("--help")
+    assert text.rstrip().splitlines()[-3].strip().startswith("python eval.py")
+    assert main(["--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("omp", "clomp", "Set11", "bundled"))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, eval\ntry: eval.main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'pytorch_lightning', 'diffusers', 'timm', 'wandb', 'torchvision'} & set(sys.modules)),"
+        " file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert run.stderr.strip() == "[]"

@@ -1,0 +1,72 @@
+"""The table of methods: every entry works, settings get their types, the zoo is found; and the linear estimate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cs_models.errors import UserError
+from cs_models.linear import LinearEstimate, linear_estimator, second_moment
+from cs_models.methods import METHODS, MethodSpec, build_method, checkpoint_path, parse_method, zoo
+from cs_models.operators import make_operator
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_reconstructs_and_names_its_settings(name: str) -> None:
+    method = build_method(name, 0.3)
+    operator = make_operator("block:8", 0.3, (20, 19))
+    x = torch.linspace(0, 1, 20)[:, None].expand(2, 1, 20, 19).contiguous()
+    solution = method.solve(operator(x), operator)
+    assert solution.x.shape == x.shape
+    assert torch.isfinite(solution.x).all()
+    assert METHODS[name].summary
+    assert json.loads(json.dumps(method.settings())) is not None
+
+
+def test_settings_have_the_types_of_the_constructor() -> None:
+    settings = build_method("clomp:released=true:epochs=7:w_tv=0.5", 0.3).settings()
+    assert (settings["released"], settings["epochs"], settings["w_tv"]) == (True, 7, 0.5)
+    assert parse_method("tv").settings == ()
+
+
+def test_the_zoo_has_models_for_all_ratios_and_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a_net", "b_net_10", "b_net_30"):
+        (tmp_path / f"{name}.safetensors").touch()
+    found = zoo(tmp_path)
+    monkeypatch.setattr("cs_models.methods.zoo", lambda: found)
+    assert set(found) == {"a_net", "b_net"}
+    assert checkpoint_path(MethodSpec("a_net", "a_net"), 0.17).stem == "a_net"
+    assert checkpoint_path(MethodSpec("b_net", "b_net"), 0.3).stem == "b_net_30"
+    with pytest.raises(UserError, match="weights for 10, 30 %"):
+        checkpoint_path(MethodSpec("b_net", "b_net"), 0.2)
+
+
+def test_the_linear_estimator_is_the_least_squares_solution_over_the_blocks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.rand(16, 500, generator=generator, dtype=torch.float64)
+    phi = torch.randn(5, 16, generator=generator, dtype=torch.float64)
+    measured = phi @ blocks
+    expected = blocks @ measured.T @ torch.linalg.inv(measured @ measured.T)
+    result = linear_estimator(phi, blocks @ blocks.T / 500)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_second_moment_is_that_of_pictures() -> None:
+    moment = second_moment("bundled-train", 8)
+    assert moment.shape == (64, 64)
+    torch.testing.assert_close(moment, moment.T)
+    assert torch.linalg.eigvalsh(moment).min() > 0
+    assert moment[0, 1] > moment[0, 7] > moment[0, 63]
+
+
+def test_the_linear_estimate_follows_the_operator_it_is_given() -> None:
+    x = torch.linspace(0, 1, 32)[:, None].expand(1, 1, 32, 32).contiguous()
+    method = LinearEstimate()
+    for ratio in (0.2, 0.5, 0.2):
+        operator = make_operator("block:8", ratio, (32, 32))
+        fresh = LinearEstimate().reconstruct(operator(x), operator)
+        torch.testing.assert_close(method.reconstruct(operator(x), operator), fresh)
+        assert (fresh - x).abs().mean() < 0.05

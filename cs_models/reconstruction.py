@@ -256,8 +256,12 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def constrain(self) -> None:
+        """Project the weights to where they must lie, after each optimiser step; by default anywhere."""
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        self.constrain()
         # Here, and not in a hook at the end of the batch, which runs after a checkpoint of this step is written.
         if self.ema is not None:
             self.ema.update(self.network, step=self.global_step)

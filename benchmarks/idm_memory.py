@@ -1,0 +1,181 @@
+"""What IDM's training keeps in memory and how long a step takes, against the number of steps T.
+
+Four networks with the same parameters and results: plain autograd, the steps wired invertibly (level 1), the
+U-Net's blocks wired (level 2), and both. For each of them and each T:
+
+* kept: bytes of the different tensors that the forward pass keeps for the backward pass, weights not counted;
+* peak: the largest number of such bytes at any time of the training step, what the backward pass rebuilds included;
+* memory: on CUDA the peak of allocated memory, on the CPU the peak of the resident set, above what the process had
+  with weights and gradients in place;
+* time: of the fastest of some training steps (forward, backward, no optimiser); on the CPU the time that its
+  cores worked for the process.
+
+    python benchmarks/idm_memory.py                               # a small U-Net, a minute or two
+    python benchmarks/idm_memory.py --full --size 256 --batch 8 --device cuda --precision bf16 --steps 1,2,3,6,12
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import resource
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from cs_models.diffusion.idm import IDM, IDMConfig
+from cs_models.operators import make_operator
+
+NAMES = {"none": "plain", "steps": "level 1", "blocks": "level 2", "both": "both"}
+SMALL_UNET = {
+    "block_out_channels": (64, 128, 256, 256),
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+    "cross_attention_dim": 16,
+}
+MEBIBYTE = 2**20
+
+
+class SavedTensors:
+    """Counts the storages that autograd holds for backward passes, each once however many tensors share it."""
+
+    def __init__(self, ignored: nn.Module) -> None:
+        self.ignored = {parameter.untyped_storage().data_ptr() for parameter in ignored.parameters()}
+        self.holders: dict[int, int] = {}
+        self.bytes = self.peak = 0
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Held(tensor, self), lambda held: held.tensor):
+            yield
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in self.ignored:
+            return
+        holders = self.holders.get(storage.data_ptr(), 0)
+        self.holders[storage.data_ptr()] = holders + 1
+        if holders == 0:
+            self.bytes += storage.nbytes()
+            self.peak = max(self.peak, self.bytes)
+
+    def remove(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in self.ignored:
+            return
+        self.holders[storage.data_ptr()] -= 1
+        if self.holders[storage.data_ptr()] == 0:
+            self.bytes -= storage.nbytes()
+
+
+class _Held:
+    """A tensor in autograd's hands; it is counted until autograd lets it go."""
+
+    def __init__(self, tensor: Tensor, counter: SavedTensors) -> None:
+        self.tensor, self.counter = tensor.detach(), counter
+        counter.add(self.tensor)
+
+    def __del__(self) -> None:
+        self.counter.remove(self.tensor)
+
+
+class Task:
+    """A training step of one IDM on one batch; every network of the comparison has the same weights."""
+
+    def __init__(self, steps: int, options: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        torch.set_num_threads(options.threads)
+        self.device = torch.device(options.device)
+        self.precision = options.precision
+        self.network = IDM(IDMConfig(steps, unet={} if options.full else SMALL_UNET)).to(self.device)
+        self.operator = make_operator("structured:32", 0.1, (options.size, options.size)).to(self.device)
+        self.x = torch.rand(options.batch, 1, options.size, options.size, device=self.device)
+        self.y = self.operator(self.x)
+        for parameter in self.network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def loss(self) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return (self.network(self.y, self.operator).float() - self.x).abs().mean()
+
+    def step(self) -> None:
+        self.loss().backward()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def memory(self) -> int:
+        """Largest number of bytes in use so far: allocated on CUDA, the resident set on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure_memory(mode: str, steps: int, options: argparse.Namespace) -> tuple[float, float, float]:
+    """MiB kept, at the peak of autograd's bytes, and at the process's peak. For a process of its own."""
+    task = Task(steps, options)
+    task.network.set_invertible(mode)  # type: ignore[arg-type]
+    before = task.memory()
+    task.step()
+    memory = task.memory() - before
+    saved = SavedTensors(task.network)
+    with saved.counting():
+        loss = task.loss()
+        kept = saved.bytes
+        loss.backward()
+    return kept / MEBIBYTE, saved.peak / MEBIBYTE, memory / MEBIBYTE
+
+
+def measure_seconds(modes: list[str], steps: int, options: argparse.Namespace) -> dict[str, float]:
+    """Fastest training step of each network; they take turns, so that what else the machine does hits all alike."""
+    task = Task(steps, options)
+    clock = time.perf_counter if task.device.type == "cuda" else time.process_time
+    fastest = dict.fromkeys(modes, float("inf"))
+    for _ in range(options.repeats):
+        for mode in modes:
+            task.network.set_invertible(mode)  # type: ignore[arg-type]
+            start = clock()
+            task.step()
+            fastest[mode] = min(fastest[mode], clock() - start)
+    return fastest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", default="1,12", help="values of T, with commas")
+    parser.add_argument("--modes", default="none,steps,blocks,both")
+    parser.add_argument("--full", action="store_true", help="Stable Diffusion's U-Net in place of the small one")
+    parser.add_argument("--size", type=int, default=64, help="side of the images")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    modes, steps = options.modes.split(","), sorted(int(value) for value in options.steps.split(","))
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cs_models.diffusion.idm", "cs_models.operators"])
+    peaks: dict[tuple[str, int], float] = {}
+    first = NAMES[modes[0]]
+    print(f"{'network':8} {'T':>3} {'kept MiB':>9} {'peak MiB':>9} {'memory MiB':>11} {'s/step':>7}  against {first}")
+    for t in steps:
+        with context.Pool(1) as pool:
+            seconds = pool.apply(measure_seconds, (modes, t, options))
+        for mode in modes:
+            with context.Pool(1) as pool:  # a new process: the peak of the resident set never falls again
+                kept, peaks[mode, t], memory = pool.apply(measure_memory, (mode, t, options))
+            print(
+                f"{NAMES[mode]:8} {t:3} {kept:9.2f} {peaks[mode, t]:9.2f} {memory:11.0f} {seconds[mode]:7.2f}  "
+                f"peak {peaks[mode, t] / peaks[modes[0], t]:6.1%}, time x {seconds[mode] / seconds[modes[0]]:.2f}",
+                flush=True,
+            )
+    for mode in modes:
+        growth = peaks[mode, steps[-1]] / peaks[mode, steps[0]]
+        print(f"{NAMES[mode]}: from T = {steps[0]} to T = {steps[-1]} the peak grows x {growth:.2f}")
+
+
+if __name__ == "__main__":
+    main()

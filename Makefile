@@ -12,8 +12,9 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 quickstart: $(VENV)/.installed
 	$(RUN) -m cs_models.quickstart
 
+# One thread: the problems are small, and threads that wait for each other on busy cores slow them many times.
 test: $(VENV)/.installed
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

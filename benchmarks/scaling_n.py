@@ -12,6 +12,7 @@ import argparse
 import multiprocessing
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +53,8 @@ def main() -> None:
     for size in arguments.sizes.split(","):
         height, width = (int(side) for side in size.split("x"))
         for method in arguments.methods.split(","):
-            with context.Pool(1) as pool:
-                elapsed, peak = pool.apply(run, (method, height, width, arguments.ratio, arguments.device))
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                elapsed, peak = pool.submit(run, method, height, width, arguments.ratio, arguments.device).result()
             print(f"{method:8s} {height:<5d} {width:<8d} {elapsed:7.2f}  {peak:7.2f}", flush=True)
 
 

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,21 +123,36 @@ def _with_tuples(value: Any) -> Any:
 
 def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], prefixes: tuple[str, ...]) -> None:
     own = {key: value for key, value in module.state_dict().items() if key.startswith(prefixes)}
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    misshapen = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
-    if missing or unexpected or misshapen:
-        raise UserError(f"its weights do not fit: {describe_mismatch(missing, unexpected, misshapen)}")
+    check_weights(own, tensors, "its weights do not fit")
     module.load_state_dict(tensors, strict=False)
 
 
-def describe_mismatch(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    """One line on keys that do not fit, each kind cut after three names."""
-    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    return "; ".join(
+def check_weights(
+    own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], complaint: str, unknown: Sequence[str] = ()
+) -> None:
+    """Compare the tensors that a network has with those that are to fill it.
+
+    Args:
+        own: the network's.
+        given: what is to fill it.
+        complaint: first words of the error.
+        unknown: further names that were given and have no place.
+
+    Raises:
+        UserError: one line on the names that are missing, unexpected or of another shape, each kind cut after three.
+    """
+    kinds = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unexpected": [*unknown, *sorted(given.keys() - own.keys())],
+        "misshapen": sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape),
+    }
+    found = [
         f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
         for kind, keys in kinds.items()
         if keys
-    )
+    ]
+    if found:
+        raise UserError(f"{complaint}: {'; '.join(found)}")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_models.checkpoints import describe_mismatch, save_checkpoint
+from cs_models.checkpoints import check_weights, save_checkpoint
 from cs_models.errors import UserError
 from cs_models.operators import Sampling
 from cs_models.operators.matrices import file_source, load_matrix
@@ -166,11 +166,7 @@ def _layers(state: dict[str, Tensor]) -> int:
 def _fill(module: ReconstructionModule, state: dict[str, Tensor], names: dict[str, str], model: str) -> None:
     renamed, unknown = rename(state, names)
     own = {key: value for key, value in module.network.state_dict().items() if key != "q_init"}
-    missing = sorted(own.keys() - renamed.keys())
-    unexpected = unknown + sorted(renamed.keys() - own.keys())
-    misshapen = sorted(key for key in own.keys() & renamed.keys() if own[key].shape != renamed[key].shape)
-    if missing or unexpected or misshapen:
-        raise UserError(f"these are not the weights of {model}: {describe_mismatch(missing, unexpected, misshapen)}")
+    check_weights(own, renamed, f"these are not the weights of {model}", unknown)
     module.network.load_state_dict(renamed, strict=False)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cs_models.checkpoints import describe_mismatch
+from cs_models.checkpoints import check_weights
 from cs_models.diffusion.unet import InvertibleUNet, build_unet, initialise, load_unet, prune, widen
 from cs_models.diffusion.wiring import InvertibleSequence, Wired
 from cs_models.errors import UserError
@@ -328,11 +328,7 @@ def import_idm_state(state: Mapping[str, Tensor]) -> IDMModule:
     found |= {name: torch.cat([value for _, value in sorted(numbered.items())]) for name, numbered in parts.items()}
 
     module = IDMModule(_official_config(found), Training(sampling=Sampling(kind="structured", block_size=32)))
-    own = module.network.state_dict()
-    missing, unexpected = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
-    misshapen = sorted(name for name in own.keys() & found.keys() if own[name].shape != found[name].shape)
-    if missing or unexpected or misshapen:
-        raise UserError(f"the weights do not fit IDM: {describe_mismatch(missing, unexpected, misshapen)}")
+    check_weights(module.network.state_dict(), found, "the weights do not fit IDM")
     module.network.load_state_dict(found)
     return module
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cs_models.errors import UserError
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.reconstruction import Solution
-from cs_models.sparse.solver import IterativeSolver, check_measurements
+from cs_models.sparse.solver import IterativeSolver
 
 State = tuple[Tensor, ...]
 """Tensors whose first dimension is the image; the first of them is the estimate."""
@@ -40,14 +39,6 @@ class ConvexSolver(IterativeSolver):
         super().__post_init__()
         self._require(self.iterations >= 1, "iterations", "at least 1")
         self._require(self.tolerance >= 0, "tolerance", "0 or more")
-
-    def _check(self, y: Tensor, operator: MeasurementOperator) -> None:
-        """Raise UserError for measurements that do not fit, or an operator on complex images."""
-        check_measurements(y, operator)
-        if getattr(operator, "complex_images", False):
-            raise UserError(
-                f"{type(self).__name__} reconstructs real images; use a Fourier operator with complex_images=False"
-            )
 
     def _iterate(self, state: State, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Repeat a step; an image that has settled leaves the batch, so the others do not change its result.

@@ -17,6 +17,7 @@ from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.sparse.convex import ConvexSolver, constant_image, image_norm, operator_norm_squared, solution
+from cs_models.sparse.solver import check_measurements
 from cs_models.sparse.transforms import BlockDCT2d, DCT2d, OrthonormalTransform
 from cs_models.sparse.wavelets import Wavelet2d
 
@@ -121,7 +122,7 @@ class L1Solver(ConvexSolver):
 
     def problem(self, y: Tensor, operator: MeasurementOperator) -> L1Problem:
         """The problem that `solve` minimises, for measurements on the device of y."""
-        self._check(y, operator)
+        check_measurements(y, operator)
         threshold: float | Tensor = self.weight / PEAK
         if self.by_frequency:
             threshold = threshold * radial_frequency(operator.image_size, y.real)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.sparse.convex import ConvexSolver, DataProximal, State, constant_image, relative, solution
+from cs_models.sparse.solver import as_json, check_measurements
 from cs_models.sparse.transforms import dct_matrix
 from cs_models.sparse.tv import pad_to
 
@@ -99,12 +100,11 @@ class PlugAndPlay(ConvexSolver):
 
     def settings(self) -> dict[str, Any]:
         """The settings; a denoiser that is no dataclass is known by its name alone, not by its weights."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "progress"}
-        return {"solver": type(self).__name__, **plain, "denoiser": _description(self.denoiser or DCTDenoiser())}
+        return super().settings() | {"denoiser": as_json(self.denoiser or DCTDenoiser())}
 
     @torch.no_grad()
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
-        self._check(y, operator)
+        check_measurements(y, operator)
         denoiser = self.denoiser or DCTDenoiser()
         proximal = DataProximal(operator, self.rho)
         levels = iter(self.noise_levels(operator.noise_sigma))
@@ -126,9 +126,3 @@ class PlugAndPlay(ConvexSolver):
         end = self.sigma_end + noise_sigma
         start = max(self.sigma_start, end)
         return [start * (end / start) ** (k / max(1, self.iterations - 1)) for k in range(self.iterations)]
-
-
-def _description(denoiser: Denoiser) -> dict[str, Any]:
-    named = denoiser if hasattr(denoiser, "__qualname__") else type(denoiser)
-    parameters: dict[str, Any] = asdict(denoiser) if is_dataclass(denoiser) and not isinstance(denoiser, type) else {}
-    return {"name": f"{named.__module__}.{named.__qualname__}", **parameters}

@@ -35,7 +35,7 @@ class IterativeSolver(Reconstructor):
 
     def settings(self) -> dict[str, Any]:
         fields = (field.name for field in dataclasses.fields(self) if field.name != "progress")
-        return {"solver": type(self).__name__} | {name: _as_json(getattr(self, name)) for name in fields}
+        return {"solver": type(self).__name__} | {name: as_json(getattr(self, name)) for name in fields}
 
     def run(self, total: int) -> Run:
         """The clock and the bar of one call of `solve`, as a context; `total` iterations at most."""
@@ -87,10 +87,10 @@ def check_measurements(y: Tensor, operator: MeasurementOperator) -> None:
         raise UserError("the measurements hold NaN or infinity; remove or repair these images before reconstruction")
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A setting as JSON can hold it: a callable by its name, an instance with its own settings too."""
     if not callable(value):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__qualname__, **{key: _as_json(item) for key, item in vars(value).items()}}
+        return {"class": type(value).__qualname__, **{key: as_json(item) for key, item in vars(value).items()}}
     return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"

@@ -17,6 +17,7 @@ from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Solution
 from cs_models.sparse.convex import ConvexSolver, DataProximal, State, Step, constant_image, relative, solution
+from cs_models.sparse.solver import check_measurements
 from cs_models.sparse.transforms import DCT2d, dct, idct
 
 # Steps of ADMM, chosen on Train400: rho = weight / JUMP, so the gradient is shrunk by JUMP grey values (1 is white) in
@@ -53,7 +54,7 @@ class TotalVariation(ConvexSolver):
 
     @torch.no_grad()
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
-        self._check(y, operator)
+        check_measurements(y, operator)
         weight = self.weight_for(operator)
         start = constant_image(y, operator)
         start = start + operator.pinv(y - operator(start))

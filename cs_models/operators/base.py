@@ -20,6 +20,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+# Smallest ratio of Cholesky's pivots with which the inverse keeps some ten digits in float64.
+FULL_RANK = 1e-6
+
 
 def full_precision(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
     """Let a method compute in its operands' precision under autocast too.
@@ -208,8 +211,7 @@ class MatrixOperator(MeasurementOperator):
         inside = self.signals(torch.ones(1, 1, *self.image_size, dtype=self.matrix.dtype, device=self.matrix.device))
         masks, kinds = torch.unique(inside[0, 0], dim=0, return_inverse=True)
         matrix = self.matrix.double()
-        grams = torch.einsum("mn,kn,pn->kmp", matrix, masks.double(), matrix)
-        return kinds, torch.linalg.pinv(grams, hermitian=True)
+        return kinds, torch.stack([_invert_gram(matrix[:, mask > 0]) for mask in masks])
 
     def _facts(self, kind: str) -> dict[str, Any]:
         return {
@@ -219,6 +221,18 @@ class MatrixOperator(MeasurementOperator):
             "n": self.matrix.shape[1],
             **self.source,
         }
+
+
+def _invert_gram(rows: Tensor) -> Tensor:
+    """Pseudo-inverse ``(M, M)`` of ``R R^T`` for R ``(M, n)`` in float64; n < M where the border cuts a block."""
+    tall = rows.shape[0] > rows.shape[1]
+    factor, failed = torch.linalg.cholesky_ex(rows.T @ rows if tall else rows @ rows.T)
+    pivots = factor.diagonal().square()
+    # Cholesky takes a fraction of the time of eigenvalues, but needs full rank.
+    if failed or pivots.min() < FULL_RANK * pivots.max():
+        return torch.linalg.pinv(rows @ rows.T, hermitian=True)
+    inverse = torch.cholesky_inverse(factor)
+    return rows @ inverse @ inverse @ rows.T if tall else inverse
 
 
 def fold_channels(x: Tensor) -> tuple[Tensor, int]:

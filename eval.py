@@ -158,6 +158,10 @@ def evaluate(options: Options) -> None:
     rows = run(Plan(options))
     if rows:
         print(write_report(rows, options.output.out))
+    if rows and (options.output.lpips or options.output.fid):
+        from cs_models.evaluation.perceptual import add_perceptual
+
+        print(add_perceptual(rows, options.output.out, options.output.lpips, options.output.fid))
     if rows and options.output.wandb is not None:
         from cs_models.evaluation.wandb_log import log_comparison
 

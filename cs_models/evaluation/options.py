@@ -127,6 +127,12 @@ class Output:
     save_images: bool = field(
         default=False, metadata=_help("write every reconstruction, not only the first of each set")
     )
+    lpips: str | None = field(
+        default=None, metadata=_help("score the pictures by LPIPS too, with AlexNet's weights from this file", "FILE")
+    )
+    fid: str | None = field(
+        default=None, metadata=_help("score each set by FID too, with Inception's weights from this file", "FILE")
+    )
     wandb: str | None = field(
         default=None, metadata=_help("log the comparison to this Weights & Biases project", "PROJECT")
     )
@@ -190,6 +196,8 @@ class Options:
             if measuring.shape:
                 raise UserError("--shape belongs to --measurements")
             return
+        if self.output.lpips or self.output.fid:
+            raise UserError("--lpips and --fid compare with originals, which --measurements has none of")
         if len(measuring.shape) != 2 or min(measuring.shape) < 1:
             raise UserError("--measurements needs the size of the images, as in --shape 256,256")
         if measuring.operator is None:

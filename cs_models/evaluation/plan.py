@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.evaluation.options import Execution, Options
+from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import image_sha256, short_hash
 from cs_models.methods import METHODS, MethodSpec, build_method, parse_method
@@ -121,6 +122,7 @@ class Plan:
         self.device = choose_device(options.execution.device, options.execution.devices)
         if options.output.wandb is not None and find_spec("wandb") is None:
             raise UserError("--wandb needs the package wandb: pip install wandb")
+        check_weights_files(options.output.lpips, options.output.fid)
         specs = [parse_method(text) for text in options.comparison.methods]
         sets = load_images(options)
         candidates = [
@@ -179,7 +181,8 @@ class Plan:
     @property
     def _all_pictures(self) -> bool:
         output = self.options.output
-        return output.save_images or output.wandb is not None or self.options.comparison.image is not None
+        wanted = output.wandb or output.lpips or output.fid or self.options.comparison.image
+        return output.save_images or wanted is not None
 
     def _make_sized_operator(self, case: Case, size: tuple[int, int], device: torch.device) -> MeasurementOperator:
         # The draw for the first image's size serves all sizes, so that the matrix is made once.

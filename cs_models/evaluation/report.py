@@ -59,6 +59,20 @@ def write_report(rows: Sequence[Row], out: Path) -> str:
     return tables + "\n\n" + "\n".join(names)
 
 
+def append_section(out: Path, section: str) -> None:
+    """Add a section to the end of a results folder's report.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    path = out / "report.md"
+    try:
+        with path.open("a") as file:
+            file.write(f"\n{section}\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
 def quality_tables(summaries: Sequence[Summary]) -> str:
     """A table for each problem: a line for each method and operator, a column for each ratio."""
     problems: dict[str, list[Summary]] = defaultdict(list)

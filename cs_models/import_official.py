@@ -188,6 +188,8 @@ def _ista_net(
         return module
     if len(phi) > 1:
         raise UserError(f"{model} works with one matrix, got {len(phi)}; give --phi once")
+    if phi and qinit is None:
+        raise UserError(f"{model} starts from Q_init y: give --qinit with --phi, or neither for the weights alone")
     start = None if qinit is None else load_matrix(qinit, "Qinit")
     rows, n = (0, 1089) if start is None else (start.shape[1], start.shape[0])
     if start is not None and phi:

@@ -177,6 +177,7 @@ def test_wrapping_dictionary_and_prefix(tmp_path: Path) -> None:
         ("mat without key", "has no variable 'phi'"),
         ("shapes disagree", "transposed shape"),
         ("complex matrix", "expected a real matrix"),
+        ("no start", "give --qinit with --phi"),
         ("unknown model", "unknown model"),
     ],
 )
@@ -197,13 +198,18 @@ def test_bad_files(tmp_path: Path, case: str, message: str) -> None:
         state = {"epoch": 3}
     elif case == "mat without key":
         savemat(tmp_path / "phi.mat", {"a": np.eye(2), "b": np.eye(2)})
-        options = {"phi": [tmp_path / "phi.mat"]}
+        savemat(tmp_path / "q.mat", {"Qinit": np.random.randn(1089, 109)})
+        options = {"phi": [tmp_path / "phi.mat"], "qinit": tmp_path / "q.mat"}
     elif case == "shapes disagree":
         savemat(tmp_path / "phi.mat", {"phi": np.random.randn(109, 1089)})
         savemat(tmp_path / "q.mat", {"Qinit": np.random.randn(1089, 218)})
         options = {"phi": [tmp_path / "phi.mat"], "qinit": tmp_path / "q.mat"}
     elif case == "complex matrix":
         np.save(tmp_path / "phi.npy", np.ones((109, 1089)) * 1j)
+        savemat(tmp_path / "q.mat", {"Qinit": np.random.randn(1089, 109)})
+        options = {"phi": [tmp_path / "phi.npy"], "qinit": tmp_path / "q.mat"}
+    elif case == "no start":
+        np.save(tmp_path / "phi.npy", np.ones((109, 1089)))
         options = {"phi": [tmp_path / "phi.npy"]}
     path = tmp_path / "weights.pkl"
     torch.save(state, path)

@@ -172,10 +172,12 @@ def print_list() -> None:
     """Print every method and dataset with a line each."""
     from cs_models.methods import list_methods
     from datamodules.catalog import CATALOG
+    from datamodules.signals import SIGNALS
 
     tables = {
         "methods": list_methods(),
         "datasets": [(image_set.name, image_set.summary) for image_set in CATALOG.values()],
+        "datasets of 1-D signals": [(signal_set.name, signal_set.summary) for signal_set in SIGNALS.values()],
     }
     for title, lines in tables.items():
         print(f"{title}:")

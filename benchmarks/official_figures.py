@@ -36,7 +36,7 @@ def import_entry(entry: str, facts: dict[str, Any], data: Path, folder: Path) ->
     if name == "COAST_5_IPL4":
         options["iterations_per_layer"] = (4,) * 5
     module = import_official(model, data / facts["weights"], **options)
-    return save_checkpoint(module, folder / (entry.replace("/", "-") + ".safetensors"))
+    return save_checkpoint(module, folder / ("-".join([model, *entry.split("/")]) + ".safetensors"))
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def main() -> int:
         words = [
             "--methods", str(checkpoint), "--datasets", entry.split("/")[1],
             "--ratios", str(facts["ratio_percent"] / 100), "--data_dir", str(options.data_dir),
-            "--out", str(options.out / checkpoint.stem), "--device", "cpu",
+            "--out", str(options.out / checkpoint.stem), "--device", "cpu", "--precision", "fp32",
         ]  # fmt: skip
         sys.stdout.flush()
         if evaluation.main(words) != 0:

@@ -106,7 +106,7 @@ def _build(header: dict[str, Any]) -> ReconstructionModule:
     cls = model_class(header["model"])
     network, training = _with_tuples(header["network"]), _with_tuples(header["training"])
     # The moving average is what was exported, so it is not averaged again.
-    training |= {"sampling": Sampling(**training["sampling"]), "ema_decay": None, "start_from": None}
+    training |= {"sampling": Sampling(**training["sampling"]), "ema_decay": None, "start_from": None, "compile": False}
     module = cls(cls.config_class(**network), Training(**training))  # type: ignore[call-arg]
     module.carried = CarriedSampling()
     module.carried.make_room(header["carried"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,9 @@ from torch import Tensor
 from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.block import BlockOperator
+from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Reconstructor, Solution
+from cs_models.sparse.convex import conjugate_gradients
 from datamodules.catalog import load_set
 
 
@@ -41,10 +44,12 @@ class PseudoInverse(Reconstructor):
 
 
 class LinearEstimate(Reconstructor):
-    """The linear estimate of least mean squared error, block by block: ``Q y``, ``Q = C Phi^T (Phi C Phi^T)^-1``.
+    """The linear estimate of least mean squared error, ``Q y`` with ``Q = C A^T (A C A^T)^-1``.
 
-    C is the second moment of the blocks of training photographs; with blocks X and Y = Phi X, Q is the
-    ``X Y^T (Y Y^T)^-1`` that ISTA-Net starts from.
+    Of blocks, C is the second moment of the blocks of training photographs; with blocks X and Y = Phi X, Q is the
+    ``X Y^T (Y Y^T)^-1`` that ISTA-Net starts from. Operators that see the whole image get the covariance of a
+    stationary separable Markov field, whose mean, variance and correlation of neighbours are those of the same
+    photographs, by conjugate gradients.
     """
 
     def __init__(self, training_set: str = "bundled-train") -> None:
@@ -57,9 +62,25 @@ class LinearEstimate(Reconstructor):
         self._latest: tuple[Tensor, Tensor] | None = None
 
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        if isinstance(operator, ColumnOperator):
+            raise UserError("method 'linear' estimates images, not columns; measure with --operator block")
         if not isinstance(operator, BlockOperator):
-            raise UserError("method 'linear' estimates blocks; measure with --operator block, or leave it out")
+            return Solution(self._markov_estimate(y, operator))
         return Solution(operator.image(y @ self.estimator(operator).to(y).T))
+
+    def _markov_estimate(self, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        field = markov_field(self.training_set)
+        height, width = operator.image_size
+        spectrum = field.variance * torch.outer(field.spectrum(height), field.spectrum(width)[: width // 2 + 1])
+        spectrum = spectrum.to(y.real)
+
+        def gram(k: Tensor) -> Tensor:
+            smooth = torch.fft.irfft2(torch.fft.rfft2(operator.adjoint(k)) * spectrum, s=(height, width))
+            return operator(smooth) + 1e-6 * k
+
+        mean = torch.full((1, 1, height, width), field.mean, dtype=y.real.dtype, device=y.device)
+        weights = conjugate_gradients(gram, y - operator(mean), iterations=100)
+        return mean + torch.fft.irfft2(torch.fft.rfft2(operator.adjoint(weights)) * spectrum, s=(height, width))
 
     def estimator(self, operator: BlockOperator) -> Tensor:
         """Q of an operator's matrix, ``(B^2, M)`` in float64."""
@@ -70,6 +91,44 @@ class LinearEstimate(Reconstructor):
 
     def settings(self) -> dict[str, Any]:
         return {"training_set": self.training_set}
+
+
+@dataclass(frozen=True)
+class MarkovField:
+    """First-order Markov field, separable and stationary: the covariance of pixels is ``variance rho^(|dx| + |dy|)``.
+
+    Attributes:
+        mean: of a pixel in [0, 1].
+        variance: of a pixel.
+        rho: correlation of neighbours.
+    """
+
+    mean: float
+    variance: float
+    rho: float
+
+    def spectrum(self, size: int) -> Tensor:
+        """Power spectrum of one direction at the frequencies of a DFT ``(size,)``, in float64, with mean 1."""
+        phase = 2 * math.pi * torch.arange(size, dtype=torch.float64) / size
+        power = 1 / (1 - 2 * self.rho * torch.cos(phase) + self.rho**2)
+        return power / power.mean()
+
+
+@lru_cache(maxsize=4)
+def markov_field(training_set: str) -> MarkovField:
+    """The field with the mean, the variance and the correlation of neighbours of an image set's luminance.
+
+    Raises:
+        UserError: if the set is unknown.
+    """
+    moments = torch.zeros(4, dtype=torch.float64)
+    for _, image in load_set(training_set):
+        plane = image[0].double()
+        neighbours = (plane[1:] * plane[:-1]).mean() + (plane[:, 1:] * plane[:, :-1]).mean()
+        moments += torch.stack([plane.mean(), plane.square().mean(), neighbours / 2, torch.ones_like(neighbours)])
+    mean, square, product = (moments[:3] / moments[3]).tolist()
+    variance = square - mean**2
+    return MarkovField(mean, variance, (product - mean**2) / variance)
 
 
 def linear_estimator(matrix: Tensor, moment: Tensor) -> Tensor:

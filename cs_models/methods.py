@@ -15,7 +15,7 @@ from cs_models.errors import UserError, nearest
 if TYPE_CHECKING:
     import torch
 
-    from cs_models.reconstruction import Reconstructor
+    from cs_models.reconstruction import ReconstructionModule, Reconstructor
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 ZOO = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -97,13 +97,57 @@ def parse_method(text: str) -> MethodSpec:
         return MethodSpec(text, text)
     name, *parts = text.split(":")
     if name not in METHODS and name not in zoo():
-        raise UserError(f"unknown method '{name}'{nearest(name, [*METHODS, *zoo()])}")
+        raise UserError(f"unknown method '{name}'{nearest(name, [*METHODS, *zoo(), 'zoo'])}")
     if parts and name not in METHODS:
         raise UserError(f"method '{name}' is a trained network and takes no settings; got '{text}'")
     for part in parts:
         if "=" not in part:
             raise UserError(f"cannot read '{part}' in '{text}'; settings are written {name}:key=value:key=value")
     return MethodSpec(text, name, tuple((key, value) for key, _, value in (part.partition("=") for part in parts)))
+
+
+def parse_methods(words: Sequence[str], ratios: Sequence[float]) -> list[tuple[MethodSpec, float]]:
+    """Every method with every ratio; the word ``zoo`` stands for the trained networks that are shipped.
+
+    Of the zoo, networks without weights for a ratio are passed over at that ratio.
+
+    Raises:
+        UserError: see `parse_method`.
+    """
+    pairs = []
+    for word in words:
+        if word != "zoo":
+            pairs += [(parse_method(word), ratio) for ratio in ratios]
+            continue
+        for name, files in zoo().items():
+            trained = {percent / 100 for percent in files if percent is not None}
+            served = ratios if None in files else [ratio for ratio in ratios if ratio in trained]
+            pairs += [(MethodSpec(name, name), ratio) for ratio in served]
+    return list(dict.fromkeys(pairs))
+
+
+def load(name: str, ratio: float | None = None) -> ReconstructionModule:
+    """A trained network by its name in the zoo, or from a file, in evaluation mode on the CPU.
+
+    Args:
+        name: as ``eval.py --list`` shows it, or the path of a `.safetensors` or `.ckpt` file.
+        ratio: CS ratio, for a name with weights for each ratio.
+
+    Raises:
+        UserError: for an unknown name, a missing or unreadable file, or a ratio without weights.
+    """
+    from cs_models.checkpoints import load_checkpoint
+
+    spec = parse_method(name)
+    if spec.training_free:
+        raise UserError(f"'{name}' needs no training, so there is nothing to load; see cs_models.methods.build_method")
+    if ratio is None and spec.name in zoo():
+        files = zoo()[spec.name]
+        if None not in files and len(files) > 1:
+            known = ", ".join(f"{percent}" for percent in sorted(filter(None, files)))
+            raise UserError(f"'{name}' has weights for {known} %; choose with ratio=")
+        return load_checkpoint(files.get(None) or next(iter(files.values())))
+    return load_checkpoint(checkpoint_path(spec, ratio or 0.0))
 
 
 def zoo(folder: Path = ZOO) -> dict[str, dict[int | None, Path]]:

@@ -6,10 +6,14 @@ batched, on any device, and without leaving it; training and validation use them
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from cs_models.sparse.transforms import dct
 
 PEAK = 255.0
 WINDOW = 7
@@ -68,7 +72,7 @@ def ssim_1d(x: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of 1-D signals as the CLOMP paper measures it.
 
     Gaussian window of 11 taps and sigma 1.5 inside the signal, ``C1 = (0.06 R)^2``, ``C2 = (0.1 R)^2`` with R the
-    range of the target signal.
+    range of the target signal; for a constant target it is 1 where x equals it, and next to 0 elsewhere.
 
     Args:
         x: signals ``(N, n)``, n at least 11.
@@ -83,7 +87,8 @@ def ssim_1d(x: Tensor, target: Tensor) -> Tensor:
     kernel = rearrange(taps / taps.sum(), "k -> 1 1 k")
     a, b = rearrange(x.double(), "n t -> n 1 t"), rearrange(target.double(), "n t -> n 1 t")
     mean_a, mean_b, mean_aa, mean_bb, mean_ab = (F.conv1d(signal, kernel) for signal in (a, b, a * a, b * b, a * b))
-    signal_range = b.amax(-1, keepdim=True) - b.amin(-1, keepdim=True)
+    # A range of 0 would make 0 / 0 of a perfect reconstruction.
+    signal_range = (b.amax(-1, keepdim=True) - b.amin(-1, keepdim=True)).clamp_min(1e-100)
     similarity = _similarity(
         mean_a,
         mean_b,
@@ -103,6 +108,22 @@ def pcc(x: Tensor, target: Tensor) -> Tensor:
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     return torch.linalg.vecdot(a, b) / norms.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def sparse_rate(signals: Tensor, by: Literal["dct", "fft"] = "dct", share: float = 0.98) -> Tensor:
+    """Kr of the CLOMP paper: the share of a signal's coefficients that hold 98 % of the sum of their magnitudes.
+
+    Args:
+        signals: ``(N, n)``.
+        by: "dct", as the paper says, or "fft", as its code does.
+        share: of the sum.
+
+    Returns:
+        ``(N,)`` in float64, at least 1 / n.
+    """
+    magnitudes = (dct(signals.double()) if by == "dct" else torch.fft.fft(signals.double())).abs()
+    held = magnitudes.sort(dim=1, descending=True).values.cumsum(1)
+    return ((held < share * held[:, -1:]).sum(1) + 1).double() / held.shape[1]
 
 
 def _similarity(

@@ -44,6 +44,10 @@ class Solution:
     converged: Tensor | None = None
 
 
+class NonFiniteLossError(UserError):
+    """Training met a loss that is no finite number."""
+
+
 class Reconstructor(ABC):
     """Anything that maps (y, A) to an estimate of x: a network, a sampler, a training-free solver."""
 
@@ -86,6 +90,9 @@ class Training:
         random_iterations: each training step draws how often each layer is applied, uniformly from 1 up to the
             network's own schedule.
         loss_on: "final", or "all" for the mean over every iteration's output.
+        compile: run the network's layers through torch.compile; the first steps take longer.
+        non_finite: what to do where the loss of any process is no finite number: "stop" with an error, or "skip" the
+            batch in all processes and count it.
         panel_images: how many validation images are shown to the logger.
         start_from: a checkpoint of the same architecture whose weights training starts from.
     """
@@ -100,6 +107,8 @@ class Training:
     ema_decay: float | None = None
     random_iterations: bool = False
     loss_on: Literal["final", "all"] = "final"
+    compile: bool = False
+    non_finite: Literal["stop", "skip"] = "stop"
     panel_images: int = 2
     start_from: str | None = None
 
@@ -116,6 +125,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         training: how it is trained.
         carried: matrices that travel with the weights.
         provenance: where the weights come from, ready for JSON.
+        skipped_batches: how many batches gave no finite loss so far.
     """
 
     name: str
@@ -130,6 +140,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         self.bank = SamplingBank(training.sampling)
         self.carried = CarriedSampling()
         self.provenance: dict[str, Any] = {}
+        self.skipped_batches = 0
         self.iterations_per_layer: tuple[int, ...] | None = None
         if training.start_from is not None:
             from cs_models.checkpoints import load_weights
@@ -141,8 +152,16 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
 
             self.ema = ModelEmaV3(self.network, decay=training.ema_decay, use_warmup=True)
             self.ema.requires_grad_(False)
+        if training.compile:
+            self.compile_layers()
         self._validation: dict[str, list[Tensor]] = {}
         self._panels: list[tuple[str, Tensor]] = []
+
+    def compile_layers(self) -> None:
+        """Run through torch.compile from now on: layer by layer, which all share one compilation, or all at once."""
+        layers = self.network.layers if isinstance(self.network, UnfoldingNetwork) else [self.network]
+        for layer in layers:
+            layer.compile()
 
     # Reconstruction
 
@@ -231,7 +250,15 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         run = self.network.unfold(y, operator, self.training_schedule(), keep_all)
         return torch.stack([F.mse_loss(iterate.float(), x) for iterate in run.iterates]).mean()
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+        """Loss of a batch; None where it is not finite and such batches are skipped.
+
+        The operator and the schedule are the same in every process, as in one process with the whole batch. The noise
+        differs: every process has other images.
+
+        Raises:
+            NonFiniteLossError: in all processes, where the loss of any is not finite.
+        """
         x = batch.float() / 255
         operator = self.bank.draw(self.global_step, (x.shape[-2], x.shape[-1]), self.device)
         noise = torch.Generator().manual_seed(
@@ -239,6 +266,12 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         )
         y = operator.measure(x, noise)
         loss = self.training_loss(x, y, operator)
+        if not self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):
+            if self.training_options.non_finite == "stop":
+                raise NonFiniteLossError(f"the loss is not finite at step {self.global_step}: {float(loss)} here")
+            self.skipped_batches += 1
+            self.log("train/skipped_batches", float(self.skipped_batches))
+            return None
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -313,6 +346,10 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["cs_models"] = self.header()
+        checkpoint["skipped_batches"] = self.skipped_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped_batches = checkpoint.get("skipped_batches", 0)
 
     def header(self) -> dict[str, Any]:
         """Everything but the weights that `cs_models.checkpoints.load_checkpoint` needs, ready for JSON."""

@@ -6,16 +6,20 @@ import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import fft
+from torch import Tensor
 
 from cs_models.errors import UserError, nearest
 from datamodules.catalog import resolve_data_dir
 
 logger = logging.getLogger(__name__)
+
+_Float = TypeVar("_Float", np.float32, np.float64)
 
 
 class Signals(NamedTuple):
@@ -55,13 +59,13 @@ SIGNALS: dict[str, SignalSet] = {
     signal_set.name: signal_set
     for signal_set in (
         SignalSet(
-            name="ECG",
+            name="ecg",
             summary="325 pieces of an electrocardiogram, 2000 samples each, mV at 360 Hz",
             citation="Moody, Mark, The impact of the MIT-BIH Arrhythmia Database, IEEE EMB 2001",
             file="signals/ecg_mitbih100.npy",
         ),
         SignalSet(
-            name="AirQuality",
+            name="air_quality",
             summary="13 series of hourly readings of air-quality sensors, 8940 samples each (the papers' WSN)",
             citation="De Vito et al., On field calibration of an electronic nose, Sensors and Actuators B 2008",
             file="signals/air_quality_uci.npy",
@@ -74,6 +78,68 @@ SIGNALS: dict[str, SignalSet] = {
         ),
     )
 }
+SUFFIXES = (".npy", ".csv")
+# The window of the SSIM of signals.
+SHORTEST = 11
+
+
+class BenchmarkSignals:
+    """Signals as the benchmark takes them: pairs of name and float32 tensor ``(1, n, 1)``, an image of one column.
+
+    Each signal is scaled to [0, 1] by its own smallest and largest value; a constant one is 0.
+
+    Attributes:
+        set_name: name of the set.
+        channels: "signal", where a set of images says what its colours are.
+        signals: in the units of the file.
+    """
+
+    channels = "signal"
+
+    def __init__(self, set_name: str, signals: Signals) -> None:
+        self.set_name = set_name
+        self.signals = signals
+
+    def __len__(self) -> int:
+        return len(self.signals.names)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:
+        scaled = unit_range(self.signals.samples[index])
+        return self.signals.names[index], torch.from_numpy(scaled)[None, :, None]
+
+
+def names_signals(name: str) -> bool:
+    """Whether a dataset's name stands for signals: it is in `SIGNALS`, or a ``.npy`` or ``.csv`` file."""
+    return name in SIGNALS or Path(name).suffix.lower() in SUFFIXES
+
+
+def load_signal_set(
+    name: str, data_dir: str | Path | None = None, limit: int | None = None, seed: int = 0
+) -> BenchmarkSignals:
+    """Signals for the benchmark.
+
+    Args:
+        name: see `load_signals`.
+        data_dir: see `datamodules.catalog.resolve_data_dir`.
+        limit: take the first signals, this many.
+        seed: of the synthetic signals.
+
+    Raises:
+        UserError: as `load_signals`, and for signals that are too short to score or two of one name.
+    """
+    names, samples, filled = load_signals(name, data_dir, seed=seed)
+    if samples.shape[1] < SHORTEST:
+        raise UserError(f"signals of '{name}' have {samples.shape[1]} samples; SSIM needs at least {SHORTEST}")
+    twice = [one for one in names if names.count(one) > 1]
+    if twice:
+        raise UserError(f"'{name}' has {names.count(twice[0])} signals of the name '{twice[0]}'; rename them")
+    return BenchmarkSignals(Path(name).name, Signals(names[:limit], samples[:limit], filled[:limit]))
+
+
+def unit_range(samples: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
+    """Signals ``(..., n)`` scaled to [0, 1], each by its own smallest and largest value; constant ones are 0."""
+    low, high = samples.min(axis=-1, keepdims=True), samples.max(axis=-1, keepdims=True)
+    return (samples - low) / np.where(high > low, high - low, 1)
 
 
 def load_signals(
@@ -83,16 +149,16 @@ def load_signals(
 
     A ``.npy`` file holds one signal ``(n,)`` or ``(N, n)``, a signal a row. A ``.csv`` file holds a signal a
     column and a sample a line, as loggers write them; its first line may name the columns, and the separator
-    may be a comma, a semicolon or a tab.
+    may be a comma, a semicolon or a tab. NaN and, in ``.csv``, an empty cell stand for a missing sample.
 
     Args:
         source: a name in `SIGNALS` or the path of a file.
         data_dir: see `datamodules.catalog.resolve_data_dir`.
-        missing: value that marks a missing sample in a user's file; the known sets bring their own.
+        missing: another value that marks a missing sample in a user's file; the known sets bring their own.
         seed: of the synthetic signals.
 
     Raises:
-        UserError: for an unknown name, an unreadable file, a sample that is not a finite number, and a signal of
+        UserError: for an unknown name, an unreadable file, a sample that is infinite or no number, and a signal of
             which every sample is missing.
     """
     known = SIGNALS.get(str(source))
@@ -104,12 +170,12 @@ def load_signals(
     else:
         path = Path(source)
     if not path.is_file():
-        hint = f"; put {known.name} there ({known.citation})" if known else nearest(str(source), SIGNALS)
+        where = "; name the data directory with --data_dir, or put the file there"
+        hint = f"{where} ({known.citation})" if known else nearest(str(source), SIGNALS)
         raise UserError(f"no signal file '{path}'{hint}")
-    readers = {".npy": _read_npy, ".csv": _read_csv}
-    if path.suffix.lower() not in readers:
+    if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"signal file '{path}' must end in .npy or .csv")
-    names, samples64 = readers[path.suffix.lower()](path)
+    names, samples64 = _read_npy(path) if path.suffix.lower() == ".npy" else _read_csv(path)
     filled = _fill_gaps(samples64, names, missing)
     if filled.any():
         logger.warning(
@@ -131,7 +197,7 @@ def _read_npy(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read '{path}': {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read '{path}' as an array of numbers in .npy format") from error
     if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not array.size:
         raise UserError(f"'{path}' must hold real signals of shape (n,) or (N, n)")
     samples = np.atleast_2d(array).astype(np.float64)
@@ -157,9 +223,9 @@ def _read_csv(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
         if len(cells) != len(names):
             raise UserError(f"'{path}': sample {row} has {len(cells)} values, expected {len(names)}")
         for column, cell in enumerate(cells):
-            if not _is_number(cell):
+            if cell.strip() and not _is_number(cell):
                 raise UserError(f"'{path}': '{cell}' in column '{names[column]}', sample {row}, is not a number")
-            samples[row, column] = float(cell)
+            samples[row, column] = float(cell) if cell.strip() else np.nan
     return names, np.ascontiguousarray(samples.T)
 
 
@@ -172,13 +238,11 @@ def _is_number(cell: str) -> bool:
 
 
 def _fill_gaps(samples: npt.NDArray[np.float64], names: list[str], missing: float | None) -> npt.NDArray[np.int64]:
-    """Fill the samples that equal `missing`, in place; gaps at an end repeat the nearest sample."""
+    """Fill the samples that are NaN or `missing`, in place; gaps at an end repeat the nearest sample."""
     filled = np.zeros(len(samples), dtype=np.int64)
-    if missing is None:
-        return filled
     time = np.arange(samples.shape[1])
     for index, signal in enumerate(samples):
-        gaps = signal == missing
+        gaps = np.isnan(signal) if missing is None else np.isnan(signal) | (signal == missing)
         if gaps.all():
             raise UserError(f"every sample of signal '{names[index]}' is missing")
         signal[gaps] = np.interp(time[gaps], time[~gaps], signal[~gaps])
@@ -224,6 +288,4 @@ def synthetic_signals(
         spectrum[0] = 5
         spectrum[1 + random.permutation(n // 10 - 1)[:4]] = (4, 3.75, 3, 2.5)
         spectrum[band:] = 0.01 * random.uniform(size=n - band)
-    signals = fft.idct(coefficients, axis=1)
-    low, high = signals.min(axis=1, keepdims=True), signals.max(axis=1, keepdims=True)
-    return ((signals - low) / (high - low)).astype(np.float32)
+    return unit_range(fft.idct(coefficients, axis=1)).astype(np.float32)

@@ -207,8 +207,14 @@ def test_one_dimensional_signals() -> None:
 @pytest.mark.parametrize("arguments", [{}, {"released": True}, {"structure": 2}], ids=str)
 def test_black_image(arguments: dict[str, int]) -> None:
     operator = make_operator("column", 0.3, (16, 16))
-    estimate = CLOMP(**arguments).reconstruct(operator(torch.zeros(1, 1, 16, 16)), operator)  # type: ignore[arg-type]
-    assert estimate.abs().max() < 0.2
+    x = torch.stack([torch.zeros(1, 16, 16), photograph(16)[0]])
+    solution = CLOMP(**arguments).solve(operator(x), operator)  # type: ignore[arg-type]
+    assert torch.equal(solution.x[0], x[0])
+    assert solution.x[1].any()
+    assert solution.converged is not None
+    assert solution.residual is not None
+    assert solution.converged.tolist() == [True, False]
+    assert solution.residual[0] == 0
 
 
 def test_constant_image() -> None:

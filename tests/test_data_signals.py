@@ -8,7 +8,7 @@ import pytest
 from scipy import fft
 
 from cs_models.errors import UserError
-from datamodules.signals import load_signals, synthetic_signals
+from datamodules.signals import load_signal_set, load_signals, synthetic_signals
 
 
 def write(path: Path, text: str) -> Path:
@@ -59,6 +59,32 @@ def test_a_signal_without_any_reading_is_named(tmp_path: Path) -> None:
         load_signals(write(tmp_path / "s.csv", "a,b\n1,-1\n2,-1\n"), missing=-1)
 
 
+@pytest.mark.parametrize("cell", ["", " ", "nan", "NaN"])
+def test_an_empty_cell_is_a_missing_reading(tmp_path: Path, cell: str) -> None:
+    signals = load_signals(write(tmp_path / "s.csv", f"a,b\n1,2\n3,{cell}\n5,6\n"))
+    assert signals.samples.tolist() == [[1, 3, 5], [2, 4, 6]]
+    assert signals.filled.tolist() == [0, 1]
+
+
+def test_benchmark_signals_are_columns_in_the_unit_range(tmp_path: Path) -> None:
+    volts = np.stack([np.linspace(-3, 5, 20), np.full(20, 7.0), np.arange(20.0) ** 2])
+    np.save(tmp_path / "s.npy", volts)
+    signals = load_signal_set(str(tmp_path / "s.npy"), limit=2)
+    assert (signals.set_name, len(signals)) == ("s.npy", 2)
+    ramp, flat = (signals[index][1] for index in range(2))
+    assert ramp.shape == (1, 20, 1)
+    assert np.allclose(ramp.flatten(), np.linspace(0, 1, 20), atol=1e-6)
+    assert not flat.any()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a,b\n" + "1,2\n" * 10, "10 samples"), ("a,a\n" + "1,2\n" * 20, "2 signals of the name 'a'")]
+)
+def test_signals_that_cannot_be_scored_or_told_apart_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_signal_set(str(write(tmp_path / "s.csv", text)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -66,8 +92,8 @@ def test_a_signal_without_any_reading_is_named(tmp_path: Path) -> None:
         ("a,b\n", "no samples"),
         ("a,b\n1,2\n3\n", "sample 1 has 1 values, expected 2"),
         ("time,b\n1,2\n12:30,4\n", "'12:30' in column 'time', sample 1, is not a number"),
-        ("a,b\n1,2\n3,\n", "column 'b', sample 1"),
-        ("a,b\n1,2\n3,nan\n", "signal 'b' has nan at sample 1"),
+        ("a,b\n1,2\n3,x\n", "column 'b', sample 1"),
+        ("a,b\n1,-inf\n3,nan\n", "signal 'b' has -inf at sample 0"),
         ("a,b\n1,inf\n3,4\n", "signal 'b' has inf at sample 0"),
     ],
 )
@@ -86,8 +112,9 @@ def test_npy_of_another_shape_or_kind_is_refused(tmp_path: Path, array: np.ndarr
 
 def test_pickled_and_damaged_npy_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot read") as raised:
         load_signals(tmp_path / "pickled.npy")
+    assert "pickle.load" not in str(raised.value)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "pickled.npy").read_bytes()[:20])
     with pytest.raises(UserError, match="cannot read"):
         load_signals(tmp_path / "cut.npy")
@@ -95,7 +122,7 @@ def test_pickled_and_damaged_npy_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("EGC", "did you mean 'ECG'"), ("ECG", "ecg_mitbih100.npy"), ("s.wav", "must end in .npy or .csv")],
+    [("egc", "did you mean 'ecg'"), ("ecg", "ecg_mitbih100.npy"), ("s.wav", "must end in .npy or .csv")],
 )
 def test_unknown_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
@@ -133,8 +160,8 @@ def test_synthetic_signals_out_of_range(count: int, n: int, rate: float) -> None
 
 
 def test_benchmark_signals(real_data: Path) -> None:
-    assert load_signals("ECG", real_data).samples.shape == (325, 2000)
-    air = load_signals("AirQuality", real_data)
+    assert load_signals("ecg", real_data).samples.shape == (325, 2000)
+    air = load_signals("air_quality", real_data)
     assert air.samples.shape == (13, 8940)
     raw = np.load(real_data / "signals/air_quality_uci.npy")
     assert np.array_equal(air.filled, (raw == -200).sum(axis=1))

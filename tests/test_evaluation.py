@@ -17,6 +17,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cs_models.checkpoints import save_checkpoint
+from cs_models.evaluation.plan import usual_precision
 from cs_models.evaluation.protocol import measure, quantise
 from cs_models.evaluation.results import COLUMNS, read_rows
 from cs_models.operators import make_operator
@@ -212,9 +213,32 @@ def test_a_network_row_says_what_it_is(data: Path, tmp_path: Path) -> None:
     # Six convolutions on the padded 66x66 image, three times; A and its adjoint come on top.
     convolutions = 3 * 66 * 66 * 9 * (2 * 4 + 4 * 4 * 4 + 4)
     assert convolutions < row.macs < 2 * convolutions
-    main(command(data, out, "--limit", "1", methods=network))
+    assert main(command(data, out, "--limit", "1", "--operator", "block", methods=network)) == 0
     keys = [(row.run_key, row.settings_key) for row in read_rows(out / "per_image.csv")]
     assert len(set(keys)) == 4, "precision and schedule are part of the key"
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_networks_use_bf16_where_the_processor_has_it(
+    native: bool, expected: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    assert usual_precision(torch.device("cuda")) == "fp32"
+    network = str(save_network(tmp_path / "network.safetensors"))
+    assert main(command(data, tmp_path / "out", "--limit", "1", methods=f"pinv,{network}")) == 0
+    precisions = {row.method: row.precision for row in read_rows(tmp_path / "out/per_image.csv")}
+    assert precisions == {"pinv": "fp32", network: expected}
+
+
+@pytest.mark.slow
+def test_compiling_does_not_change_the_scores(data: Path, tmp_path: Path) -> None:
+    network = str(save_network(tmp_path / "network.safetensors"))
+    scores = []
+    for name, extra in (("eager", ()), ("compiled", ("--compile",))):
+        assert main(command(data, tmp_path / name, "--precision", "fp32", *extra, methods=network)) == 0
+        scores.append([row.psnr_db for row in read_rows(tmp_path / name / "per_image.csv")])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
 
 
 def test_other_weights_compute_anew(data: Path, tmp_path: Path) -> None:

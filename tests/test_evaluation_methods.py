@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cs_models.errors import UserError
-from cs_models.linear import LinearEstimate, linear_estimator, second_moment
-from cs_models.methods import METHODS, MethodSpec, build_method, checkpoint_path, parse_method, zoo
+from cs_models.linear import LinearEstimate, linear_estimator, markov_field, second_moment
+from cs_models.methods import METHODS, MethodSpec, build_method, checkpoint_path, load, parse_method, parse_methods, zoo
 from cs_models.operators import make_operator
 
 
@@ -42,6 +42,12 @@ def test_the_zoo_has_models_for_all_ratios_and_for_one(tmp_path: Path, monkeypat
     assert checkpoint_path(MethodSpec("b_net", "b_net"), 0.3).stem == "b_net_30"
     with pytest.raises(UserError, match="weights for 10, 30 %"):
         checkpoint_path(MethodSpec("b_net", "b_net"), 0.2)
+    pairs = [(spec.name, ratio) for spec, ratio in parse_methods(["omp", "zoo", "a_net"], [0.1, 0.2])]
+    assert pairs == [("omp", 0.1), ("omp", 0.2), ("a_net", 0.1), ("a_net", 0.2), ("b_net", 0.1)]
+    with pytest.raises(UserError, match="choose with ratio="):
+        load("b_net")
+    with pytest.raises(UserError, match="needs no training"):
+        load("omp")
 
 
 def test_the_linear_estimator_is_the_least_squares_solution_over_the_blocks() -> None:
@@ -52,6 +58,23 @@ def test_the_linear_estimator_is_the_least_squares_solution_over_the_blocks() ->
     expected = blocks @ measured.T @ torch.linalg.inv(measured @ measured.T)
     result = linear_estimator(phi, blocks @ blocks.T / 500)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["pixel", "structured:4", "fourier"])
+def test_the_linear_estimate_of_whole_images_is_that_of_a_markov_field(spec: str) -> None:
+    height, width = 8, 12
+    operator = make_operator(spec, 0.4, (height, width)).double()
+    x = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    field = markov_field("bundled-train")
+    spectrum = torch.outer(field.spectrum(height), field.spectrum(width))
+    pixels = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
+    covariance = field.variance * torch.fft.ifft2(torch.fft.fft2(pixels) * spectrum).real
+    a, c = operator(pixels).flatten(1).T, covariance.flatten(1)
+    real = torch.cat([a.real, a.imag]) if a.is_complex() else a
+    gain = c @ real.T @ torch.linalg.inv(real @ c @ real.T + 1e-6 * torch.eye(len(real), dtype=torch.float64))
+    expected = field.mean + gain @ real @ (x - field.mean).flatten()
+    result = LinearEstimate().reconstruct(operator(x), operator).flatten()
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_second_moment_is_that_of_pictures() -> None:

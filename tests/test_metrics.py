@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import fft
 from scipy.ndimage import correlate1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from cs_models.metrics import pcc, psnr, ssim, ssim_1d
+from cs_models.metrics import pcc, psnr, sparse_rate, ssim, ssim_1d
 
 
 def noisy_pair(shape: tuple[int, ...], noise: float) -> tuple[Tensor, Tensor]:
@@ -58,6 +59,22 @@ def test_signal_similarity_equals_a_direct_computation() -> None:
     expected = ((2 * mx * mt + c1) * (2 * cov + c2) / ((mx**2 + mt**2 + c1) * (vx + vt + c2))).mean()
     result = ssim_1d(torch.from_numpy(x)[None], torch.from_numpy(target)[None])
     assert result.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_similarity_of_a_flat_signal() -> None:
+    flat = torch.full((2, 30), 0.3)
+    assert ssim_1d(flat, flat).tolist() == [1, 1]
+    assert ssim_1d(torch.rand(2, 30), flat).abs().max() < 1e-6
+
+
+def test_sparse_rate_counts_the_coefficients_that_matter() -> None:
+    spectrum = np.zeros((2, 50))
+    spectrum[0, [0, 7, 20]] = (3, -2, 0.05)  # the last holds 1 %, which may be missing
+    spectrum[1, :10] = 1  # 98 % of ten equal ones takes all ten
+    signals = torch.from_numpy(fft.idct(spectrum, norm="ortho"))
+    assert sparse_rate(signals, "dct").tolist() == [2 / 50, 10 / 50]
+    wave = torch.cos(2 * torch.pi * 5 * torch.arange(50) / 50)[None]
+    assert sparse_rate(wave, "fft").tolist() == [2 / 50]
 
 
 def test_correlation_equals_numpy() -> None:

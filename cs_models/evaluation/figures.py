@@ -101,15 +101,18 @@ def _draw_strip(rows: Sequence[Row], title: str, out: Path, path: Path) -> None:
 
 
 def _show(axis: mpl.axes.Axes, path: Path, title: str) -> None:
-    pixels = np.asarray(Image.open(path))
-    axis.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    if path.suffix == ".npy":
+        axis.plot(np.load(path, allow_pickle=False), linewidth=0.5)
+        axis.set_ylim(0, 1)
+    else:
+        axis.imshow(np.asarray(Image.open(path)), cmap="gray", vmin=0, vmax=255)
     axis.set_title(title, fontsize=9)
 
 
 def problem_title(item: Row | Summary) -> str:
     """The set, and how it is measured where that is not the usual way."""
     words = [item.dataset]
-    if item.channels != "luminance":
+    if item.channels == "rgb":
         words.append(item.channels)
     if item.noise > 0:
         words.append(f"noise {item.noise:g}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cs_models.errors import UserError
 from cs_models.evaluation.plan import Candidate, Case, Plan, Task
-from cs_models.evaluation.protocol import measure, operator_label, score, short_hash
+from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
 from cs_models.evaluation.results import ResultsFile, Row, only_writer
 from cs_models.operators import MeasurementOperator
 from cs_models.reconstruction import Solution
@@ -129,15 +129,16 @@ class _Worker:
         for index, (task, estimate) in enumerate(zip(batch, estimates, strict=True)):
             if task.pictures is not None:
                 task.pictures.write(task.image, estimate)
-            psnr_db, ssim = score(estimate, task.image)
+            if case.images.channels == "signal":
+                scores = score_signal(estimate, task.image)
+            else:
+                scores = dict(zip(("psnr_db", "ssim"), score(estimate, task.image), strict=True))
             yield Row(
                 method=candidate.spec.text,
                 dataset=case.images.set_name,
                 image=task.name,
                 ratio=candidate.ratio,
                 seed=case.seed,
-                psnr_db=psnr_db,
-                ssim=ssim,
                 seconds=seconds / len(batch),
                 device=_device_name(self.plan.device),
                 operator=operator_label(operator),
@@ -148,7 +149,7 @@ class _Worker:
                 precision=candidate.precision,
                 noise=options.measuring.noise,
                 bits=options.measuring.bits,
-                channels=options.channels,
+                channels=case.images.channels,
                 schedule=candidate.schedule,
                 height=images.shape[-2],
                 width=images.shape[-1],
@@ -156,6 +157,7 @@ class _Worker:
                 macs=macs,
                 peak_memory_mb=peak_memory_mb,
                 settings_key=short_hash(candidate.facts),
+                **scores,
             )
 
     def _warm_up(self, candidate: Candidate, y: Tensor, operator: MeasurementOperator) -> int | None:

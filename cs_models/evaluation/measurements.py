@@ -15,7 +15,7 @@ from cs_models.evaluation.pictures import slug, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
 from cs_models.evaluation.report import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
-from cs_models.methods import parse_method
+from cs_models.methods import parse_methods
 from cs_models.operators import MeasurementOperator, make_operator
 from cs_models.operators.matrices import load_matrix
 
@@ -43,7 +43,8 @@ def reconstruct_measurements(options: Options) -> str:
     operator = make_operator(measuring.operator, ratio, (height, width), measuring.draws[0], measuring.noise / 255)
     operator = operator.to(device)
     y = load_measurements(measuring.measurements, operator).to(device)
-    candidates = [make_candidate(parse_method(text), ratio, options.execution) for text in options.comparison.methods]
+    pairs = parse_methods(options.comparison.methods, [ratio])
+    candidates = [make_candidate(spec, ratio, options.execution, device) for spec, ratio in pairs]
     for candidate in candidates:
         if candidate.network is not None:
             candidate.network.to(device).accepts(operator)

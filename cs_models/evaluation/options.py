@@ -44,9 +44,15 @@ class Comparison:
     """What is compared."""
 
     methods: Words = field(
-        default=Words(), metadata=_help("names, as omp or clomp:released=true, or paths of checkpoints", "M1,M2")
+        default=Words(),
+        metadata=_help("names, as omp or clomp:released=true; zoo (all trained networks); checkpoints' paths", "M1,M2"),
     )
-    datasets: Words = field(default=Words(), metadata=_help("names of image sets, or folders of images", "D1,D2"))
+    datasets: Words = field(
+        default=Words(),
+        metadata=_help(
+            "names of sets of images or 1-D signals, folders of images, or .csv and .npy files of signals", "D1,D2"
+        ),
+    )
     ratios: Fractions = field(default=Fractions(), metadata=_help("CS ratios in (0, 1]", "R1,R2"))
     data_dir: str | None = field(
         default=None, metadata=_help("folder with the image sets (else $CS_DATA, else data/)", "DIR")
@@ -105,10 +111,14 @@ class Execution:
         default=None, metadata=_help("cpu or cuda (else cuda where there is one)", "DEVICE")
     )
     devices: int = field(default=1, metadata=_help("how many of them share the images (1)", "N"))
-    precision: Literal["fp32", "bf16"] = field(
-        default="fp32",
-        metadata=_help("bf16 runs networks under autocast; data consistency and solvers stay in fp32", "fp32|bf16"),
+    precision: Literal["fp32", "bf16"] | None = field(
+        default=None,
+        metadata=_help(
+            "of networks; data consistency and solvers stay in fp32 (bf16 on a CPU that computes in it, else fp32)",
+            "fp32|bf16",
+        ),
     )
+    compile: bool = field(default=False, metadata=_help("run networks through torch.compile; worth it for many images"))
     batch_size: int = field(default=1, metadata=_help("images of one size that are reconstructed together (1)", "N"))
     iterations_per_layer: Integers = field(
         default=Integers(),

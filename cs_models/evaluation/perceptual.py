@@ -65,7 +65,7 @@ def add_perceptual(rows: Sequence[Row], out: Path, lpips: str | None, fid: str |
     groups: dict[Setting, list[Pictures]] = defaultdict(list)
     for row in current_rows(rows):
         pictures = Pictures.of_row(out, row)
-        if pictures.exist():
+        if pictures.exist() and row.channels != "signal":
             groups[setting_of(row)].append(pictures)
     scores = {
         name: measure(groups, file) for name, measure, file in (("lpips", _lpips, lpips), ("fid", _fid, fid)) if file

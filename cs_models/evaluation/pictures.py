@@ -1,4 +1,4 @@
-"""Where a comparison keeps its pictures, and writing them."""
+"""Where a comparison keeps its pictures, and writing them; those of signals are ``.npy`` files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from cs_models.errors import UserError
@@ -34,7 +35,10 @@ class Pictures:
     ) -> Pictures:
         """The places below a results folder, whether there are files or not."""
         folder = out / "images" / slug(dataset) / slug(image)
-        return cls(folder / f"original_{channels}.png", folder / f"{ratio:g}" / f"{slug(method)}_{run_key}.png")
+        suffix = "npy" if channels == "signal" else "png"
+        return cls(
+            folder / f"original_{channels}.{suffix}", folder / f"{ratio:g}" / f"{slug(method)}_{run_key}.{suffix}"
+        )
 
     @classmethod
     def of_row(cls, out: Path, row: Row) -> Pictures:
@@ -59,6 +63,8 @@ class Pictures:
 def write_picture(path: Path, image: Tensor) -> None:
     """Write an image ``(C, H, W)`` in [0, 1], C = 1 or 3, and the folders that lead to it.
 
+    A path that ends in .npy is given the values themselves, ``(H,)``, of a signal ``(1, H, 1)``.
+
     Raises:
         UserError: if it cannot be written.
     """
@@ -66,7 +72,20 @@ def write_picture(path: Path, image: Tensor) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write the folder {path.parent}: {error.strerror}") from error
-    write_png(path, image.permute(1, 2, 0).squeeze(-1).numpy())
+    if path.suffix == ".npy":
+        _write_npy(path, image)
+    else:
+        write_png(path, image.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def _write_npy(path: Path, signal: Tensor) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, signal.flatten().numpy())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def slug(text: str) -> str:

@@ -16,10 +16,11 @@ from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import image_sha256, short_hash
-from cs_models.methods import METHODS, MethodSpec, build_method, parse_method
-from cs_models.operators import MeasurementOperator, make_operator
+from cs_models.methods import METHODS, MethodSpec, build_method, parse_methods
+from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator
 from cs_models.reconstruction import ReconstructionModule, Reconstructor, Solution
 from datamodules.catalog import BenchmarkImages, ImageFile, load_set
+from datamodules.signals import BenchmarkSignals, load_signal_set, names_signals
 
 SMALLEST_SIDE = 7
 PROBE_SIDE = 48
@@ -79,7 +80,7 @@ class Case:
     """A method at one ratio on one set with one draw of the operator."""
 
     candidate: Candidate
-    images: BenchmarkImages
+    images: BenchmarkImages | BenchmarkSignals
     seed: int
 
 
@@ -123,11 +124,9 @@ class Plan:
         if options.output.wandb is not None and find_spec("wandb") is None:
             raise UserError("--wandb needs the package wandb: pip install wandb")
         check_weights_files(options.output.lpips, options.output.fid)
-        specs = [parse_method(text) for text in options.comparison.methods]
-        sets = load_images(options)
-        candidates = [
-            make_candidate(spec, ratio, options.execution) for spec in specs for ratio in options.comparison.ratios
-        ]
+        pairs = parse_methods(options.comparison.methods, options.comparison.ratios)
+        sets = load_sets(options)
+        candidates = [make_candidate(spec, ratio, options.execution, self.device) for spec, ratio in pairs]
         if options.execution.iterations_per_layer and not any(one.network for one in candidates):
             raise UserError("--iterations_per_layer is for unfolding networks; there is none among the methods")
         self.cases = [
@@ -153,7 +152,7 @@ class Plan:
             UserError: if the image cannot be read, is too small to score, or the operator does not fit its size.
         """
         name, image = case.images[index]
-        if min(image.shape[-2:]) < SMALLEST_SIDE:
+        if case.images.channels != "signal" and min(image.shape[-2:]) < SMALLEST_SIDE:
             size = f"{image.shape[-2]}x{image.shape[-1]}"
             raise UserError(f"image '{name}' of {case.images.set_name} is {size}; SSIM needs at least 7x7 pixels")
         facts = case.candidate.facts | {
@@ -171,7 +170,7 @@ class Plan:
                 self.options.output.out,
                 case.images.set_name,
                 name,
-                self.options.channels,
+                case.images.channels,
                 case.candidate.ratio,
                 case.candidate.spec.text,
                 run_key,
@@ -192,14 +191,25 @@ class Plan:
         if words is None and network is not None:
             operator = network.natural_operator(ratio, (height, width), case.seed, sigma)
         else:
-            words = words or METHODS[case.candidate.spec.name].operator
+            if words is None:
+                words = "column" if case.images.channels == "signal" else METHODS[case.candidate.spec.name].operator
             operator = self._named_operator(words, ratio, (height, width), case.seed, sigma)
         return operator.resized(*size).to(device)
 
     def _try_out(self, case: Case) -> None:
         """Find out early whether a method works with its operator."""
         _, image = case.images[0]
+        if case.images.channels == "signal" and case.candidate.network:
+            raise UserError(
+                f"method '{case.candidate.spec.text}' is a network for images; {case.images.set_name} holds signals, "
+                "which training-free methods take, such as clomp, omp, iht, fista and tv"
+            )
         operator = self.operator(case, image)
+        if case.images.channels == "signal" and not isinstance(operator, ColumnOperator | PixelOperator):
+            raise UserError(
+                f"--operator {self.options.measuring.operator} is for images; {case.images.set_name} holds signals of "
+                f"{image.shape[-2]} samples, which column, pixel, or a file of a matrix with as many columns measure"
+            )
         if case.candidate.network:
             case.candidate.network.accepts(operator)
             return
@@ -212,8 +222,8 @@ class Plan:
         case.candidate.solve(y, operator)
 
 
-def make_candidate(spec: MethodSpec, ratio: float, execution: Execution) -> Candidate:
-    """Build a method; precision and schedule are for networks.
+def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device: torch.device) -> Candidate:
+    """Build a method; precision, compilation and schedule are for networks.
 
     Raises:
         UserError: for an unknown setting, an unreadable checkpoint, or a schedule that does not fit.
@@ -224,11 +234,14 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution) -> Cand
     schedule = execution.iterations_per_layer
     if schedule:
         reconstructor.set_schedule(schedule)
-    return Candidate(spec, ratio, reconstructor, execution.precision, " ".join(map(str, schedule)))
+    if execution.compile:
+        reconstructor.compile_layers()
+    precision = execution.precision or usual_precision(device)
+    return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)))
 
 
-def load_images(options: Options) -> list[BenchmarkImages]:
-    """The image sets that the options name.
+def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
+    """The sets of images and of signals that the options name.
 
     Raises:
         UserError: for an unknown set or a missing file.
@@ -237,7 +250,18 @@ def load_images(options: Options) -> list[BenchmarkImages]:
     if comparison.image is not None:
         path = Path(comparison.image)
         return [BenchmarkImages("image", [ImageFile(path.stem, path)], options.channels)]
-    return [load_set(name, comparison.data_dir, options.channels, comparison.limit) for name in comparison.datasets]
+    return [
+        load_signal_set(name, comparison.data_dir, comparison.limit)
+        if names_signals(name)
+        else load_set(name, comparison.data_dir, options.channels, comparison.limit)
+        for name in comparison.datasets
+    ]
+
+
+def usual_precision(device: torch.device) -> str:
+    """The precision of networks where nobody says: "bf16" on a CPU that computes in it natively, else "fp32"."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device.type == "cpu" and native else "fp32"
 
 
 def choose_device(name: str | None, devices: int = 1) -> torch.device:

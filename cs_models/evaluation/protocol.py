@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 import torch
+from einops import rearrange
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from cs_models.metrics import PEAK, psnr
+from cs_models.metrics import PEAK, pcc, psnr, sparse_rate, ssim_1d
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.bank import mix
 
@@ -28,6 +29,25 @@ def score(estimate: Tensor, target: Tensor) -> tuple[float, float]:
     psnr_db = psnr(estimate[None], target[None]).item()
     a, b = PEAK * estimate.double().numpy(), PEAK * target.double().numpy()
     return psnr_db, float(structural_similarity(b, a, data_range=PEAK, channel_axis=0))
+
+
+def score_signal(estimate: Tensor, target: Tensor) -> dict[str, float]:
+    """What the table says of a signal: ``psnr_db`` (peak 1), ``ssim`` (1-D), ``pcc``, ``mse`` and both sparse rates.
+
+    Args:
+        estimate: ``(1, n, 1)``, clipped to [0, 1].
+        target: ``(1, n, 1)`` in [0, 1], n at least 11.
+    """
+    psnr_db = psnr(estimate[None], target[None]).item()
+    x, signal = rearrange(estimate, "1 n 1 -> 1 n"), rearrange(target, "1 n 1 -> 1 n")
+    return {
+        "psnr_db": psnr_db,
+        "ssim": ssim_1d(x, signal).item(),
+        "pcc": pcc(x, signal).item(),
+        "mse": 10 ** (-psnr_db / 10),
+        "sparse_rate_dct": sparse_rate(signal, "dct").item(),
+        "sparse_rate_fft": sparse_rate(signal, "fft").item(),
+    }
 
 
 def measure(operator: MeasurementOperator, image: Tensor, seed: int, bits: int | None = None) -> Tensor:

@@ -19,6 +19,13 @@ PSNR is on the unrounded 0-255 scale from a float64 MSE; SSIM is scikit-image's 
 the device synchronised; networks, and everything on a GPU, run once untimed before the first image of each size."""
 
 
+SIGNALS = """\
+Signals are scaled to [0, 1] each by its own smallest and largest value, and reconstructions are clipped to it. Their
+PSNR has a peak of 1; their SSIM is the CLOMP paper's in 1-D (Gaussian window of 11 taps, sigma 1.5, C1 = (0.06 R)^2,
+C2 = (0.1 R)^2, R the range of the signal); PCC is Pearson's correlation. `per_image.csv` has a line for each signal
+with its MSE and its sparse rates too."""
+
+
 def write_report(rows: Sequence[Row], out: Path) -> str:
     """Write ``summary.csv``, ``differences.csv``, ``report.md`` and the figures.
 
@@ -41,6 +48,7 @@ def write_report(rows: Sequence[Row], out: Path) -> str:
     sections = [
         "# Comparison of reconstructions",
         PROTOCOL,
+        *([SIGNALS] if any(row.channels == "signal" for row in rows) else []),
         f"Computed on: {', '.join(sorted({row.device for row in rows}))}.",
         tables,
         *published_section(summaries),
@@ -89,8 +97,9 @@ def quality_tables(summaries: Sequence[Summary]) -> str:
             for (method, operator), by_ratio in cells.items()
         ]
         counts = sorted({summary.images for summary in group})
-        images = f"{counts[0]} images" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} images"
-        sections.append(f"## {title}: PSNR in dB / SSIM ({images})")
+        noun, scores = ("images", "SSIM") if group[0].pcc is None else ("signals", "SSIM / PCC")
+        images = f"{counts[0]} {noun}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} {noun}"
+        sections.append(f"## {title}: PSNR in dB / {scores} ({images})")
         sections.append(markdown_table(["method", "operator", *(f"{ratio:g}" for ratio in ratios)], lines))
     return "\n\n".join(sections)
 
@@ -184,7 +193,10 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
 
 
 def _quality(summary: Summary | None) -> str:
-    return "" if summary is None else f"{summary.psnr_db:.2f} / {summary.ssim:.4f}"
+    if summary is None:
+        return ""
+    correlation = "" if summary.pcc is None else f" / {summary.pcc:.4f}"
+    return f"{summary.psnr_db:.2f} / {summary.ssim:.4f}{correlation}"
 
 
 def _optional(value: float | None, show: Callable[[float], str]) -> str:

@@ -39,7 +39,8 @@ class Row:
         precision: "fp32" or "bf16".
         noise: standard deviation of the noise, for pixels in 0..255.
         bits: bits of the quantised measurements; None for exact ones.
-        channels: "luminance" or "rgb".
+        channels: "luminance", "rgb", or "signal" for a 1-D signal, which is an image of one column; only signals have
+            the last four values.
         schedule: iterations of each layer where the user chose them, such as "4 4 4 4 4".
         height: of the image.
         width: of the image.
@@ -47,6 +48,10 @@ class Row:
         macs: multiplications and additions, in pairs, that a network's layers need for this size of image.
         peak_memory_mb: largest memory on the GPU during the reconstruction, in MiB.
         settings_key: short hash of weights or solver settings, precision and schedule.
+        pcc: Pearson's correlation with the signal.
+        mse: mean squared error of the signal, scaled to [0, 1].
+        sparse_rate_dct: share of the DCT coefficients that hold 98 % of the sum of their magnitudes.
+        sparse_rate_fft: the same of the Fourier coefficients.
     """
 
     method: str
@@ -74,6 +79,10 @@ class Row:
     macs: int | None = None
     peak_memory_mb: float | None = None
     settings_key: str = ""
+    pcc: float | None = None
+    mse: float | None = None
+    sparse_rate_dct: float | None = None
+    sparse_rate_fft: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Row))

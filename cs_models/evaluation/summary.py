@@ -83,6 +83,10 @@ class Summary:
         published_ssim: of the first source that gives one.
         difference_db: ours minus published.
         source: every source with its figure.
+        pcc: mean correlation of signals.
+        mse: mean squared error of signals.
+        sparse_rate_dct: mean sparse rate of signals by the DCT.
+        sparse_rate_fft: mean sparse rate of signals by the FFT.
     """
 
     method: str
@@ -112,6 +116,10 @@ class Summary:
     published_ssim: float | None
     difference_db: float | None
     source: str
+    pcc: float | None
+    mse: float | None
+    sparse_rate_dct: float | None
+    sparse_rate_fft: float | None
 
 
 def variant(item: Row | Summary) -> str:
@@ -186,6 +194,10 @@ def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
         published_ssim=next((figure.ssim for figure in published if figure.ssim is not None), None),
         difference_db=psnr_db - published[0].psnr_db if published else None,
         source="; ".join(f"{figure.source}: {figure.psnr_db:g} dB" for figure in published),
+        pcc=_mean(row.pcc for row in rows),
+        mse=_mean(row.mse for row in rows),
+        sparse_rate_dct=_mean(row.sparse_rate_dct for row in rows),
+        sparse_rate_fft=_mean(row.sparse_rate_fft for row in rows),
     )
 
 
@@ -214,7 +226,7 @@ def published_figures(setting: Setting) -> list[Published]:
 def published_method(method: str) -> str | None:
     """What papers call a method: by its name, or by the start of a checkpoint's file name."""
     stem = Path(method.partition(":")[0]).stem
-    names = [name for name in PUBLISHED_METHODS if stem == name or stem.startswith(f"{name}_")]
+    names = [name for name in PUBLISHED_METHODS if stem == name or stem.startswith((f"{name}_", f"{name}-"))]
     return PUBLISHED_METHODS[max(names, key=len)] if names else None
 
 

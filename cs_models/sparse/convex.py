@@ -148,23 +148,33 @@ class DataProximal:
         """The minimiser ``(N, C, H, W)`` for v ``(N, C, H, W)`` and measurements y."""
         residual = y - self.operator(v)
         if self._inverse is None:
-            weights = self._conjugate_gradients(residual)
+            weights = conjugate_gradients(self._gram, residual)
         elif isinstance(self._inverse, Tensor):
             weights = residual @ self._inverse
         else:
             weights = residual * self._inverse
         return v + self.operator.adjoint(weights)
 
-    def _conjugate_gradients(self, right: Tensor, iterations: int = 20) -> Tensor:
-        """Solve ``(A A^T + rho I) k = right``."""
-        k, residual, direction = torch.zeros_like(right), right, right
-        energy = image_dot(residual, residual)
-        tiny = torch.finfo(energy.dtype).tiny
-        for _ in range(iterations):
-            mapped = self.operator(self.operator.adjoint(direction)) + self.rho * direction
-            step = per_image(energy / image_dot(direction, mapped).clamp_min(tiny), right)
-            k, residual = k + step * direction, residual - step * mapped
-            following = image_dot(residual, residual)
-            direction = residual + per_image(following / energy.clamp_min(tiny), right) * direction
-            energy = following
-        return k
+    def _gram(self, k: Tensor) -> Tensor:
+        return self.operator(self.operator.adjoint(k)) + self.rho * k
+
+
+def conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, iterations: int = 20) -> Tensor:
+    """Solve ``M k = right`` for each image of a batch ``(N, ...)``.
+
+    Args:
+        apply: k -> M k, symmetric and positive definite.
+        right: right-hand sides.
+        iterations: fixed; how near they come depends on the condition of M.
+    """
+    k, residual, direction = torch.zeros_like(right), right, right
+    energy = image_dot(residual, residual)
+    tiny = torch.finfo(energy.dtype).tiny
+    for _ in range(iterations):
+        mapped = apply(direction)
+        step = per_image(energy / image_dot(direction, mapped).clamp_min(tiny), right)
+        k, residual = k + step * direction, residual - step * mapped
+        following = image_dot(residual, residual)
+        direction = residual + per_image(following / energy.clamp_min(tiny), right) * direction
+        energy = following
+    return k

@@ -80,13 +80,16 @@ class SparseProblem(ABC):
         return float(value)
 
     def solution(self, s: Tensor, iterations: Tensor, converged: Tensor) -> Solution:
-        """The images of coefficients ``(P, n)``, with what is known of each signal ``(P,)`` gathered by image."""
+        """The images of coefficients ``(P, n)``, with what is known of each signal ``(P,)`` gathered by image.
+
+        The residual of measurements that are all zero is not a share but ``|A x|`` itself.
+        """
         squared_residual = self._by_image(energy(self.y - self.forward(s)), "sum")
         squared_data = self._by_image(energy(self.y), "sum")
         return Solution(
             x=self.image(s),
             iterations=self._by_image(iterations, "max"),
-            residual=(squared_residual / squared_data.clamp_min(torch.finfo(squared_data.dtype).tiny)).sqrt(),
+            residual=(squared_residual / torch.where(squared_data > 0, squared_data, 1)).sqrt(),
             converged=self._by_image(converged.to(torch.uint8), "min").bool(),
         )
 

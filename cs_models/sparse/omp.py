@@ -73,9 +73,9 @@ class SupportBasis:
         residual, indices, wanted = self.residual[rows], indices[rows], wanted[rows]
 
         new = self._atoms[indices] * wanted[..., None]
-        new = torch.baddbmm(new, new @ basis.mT, basis, alpha=-1)
+        new = torch.baddbmm(new, (basis @ new.mT).mT, basis, alpha=-1)
         if bool((wanted & (new.norm(dim=2) < REORTHOGONALISE)).any()):
-            new = torch.baddbmm(new, new @ basis.mT, basis, alpha=-1)
+            new = torch.baddbmm(new, (basis @ new.mT).mT, basis, alpha=-1)
         for j in range(new.shape[1]):
             vector = new[:, j]
             norm = vector.norm(dim=1, keepdim=True)

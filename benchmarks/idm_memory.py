@@ -23,6 +23,7 @@ import resource
 import time
 from collections.abc import Iterator
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
@@ -153,18 +154,21 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--figure", help="PNG file to draw: memory and time against T")
     options = parser.parse_args()
     modes, steps = options.modes.split(","), sorted(int(value) for value in options.steps.split(","))
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cs_models.diffusion.idm", "cs_models.operators"])
     peaks: dict[tuple[str, int], float] = {}
+    times: dict[tuple[str, int], float] = {}
     first = NAMES[modes[0]]
     print(f"{'network':8} {'T':>3} {'kept MiB':>9} {'peak MiB':>9} {'memory MiB':>11} {'s/step':>7}  against {first}")
     for t in steps:
         with context.Pool(1) as pool:
             seconds = pool.apply(measure_seconds, (modes, t, options))
         for mode in modes:
+            times[mode, t] = seconds[mode]
             with context.Pool(1) as pool:  # a new process: the peak of the resident set never falls again
                 kept, peaks[mode, t], memory = pool.apply(measure_memory, (mode, t, options))
             print(
@@ -175,6 +179,26 @@ def main() -> None:
     for mode in modes:
         growth = peaks[mode, steps[-1]] / peaks[mode, steps[0]]
         print(f"{NAMES[mode]}: from T = {steps[0]} to T = {steps[-1]} the peak grows x {growth:.2f}")
+    if options.figure is not None:
+        draw(options.figure, modes, steps, peaks, times)
+
+
+def draw(
+    path: str,
+    modes: list[str],
+    steps: list[int],
+    peaks: dict[tuple[str, int], float],
+    times: dict[tuple[str, int], float],
+) -> None:
+    """Peak of autograd's bytes and time of a step against T, a line for each network."""
+    figure, (memory, seconds) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for axis, values, title in ((memory, peaks, "MiB for the backward pass"), (seconds, times, "seconds a step")):
+        for mode in modes:
+            axis.plot(steps, [values[mode, t] for t in steps], marker="o", label=NAMES[mode])
+        axis.set(xlabel="steps T", title=title)
+    memory.set_yscale("log")
+    memory.legend()
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

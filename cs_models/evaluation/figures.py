@@ -1,4 +1,4 @@
-"""Figures of a comparison: PSNR over the CS ratio, and an image with its reconstructions side by side."""
+"""Figures of a comparison: PSNR over the CS ratio and over the time; an image with its reconstructions side by side."""
 
 from __future__ import annotations
 
@@ -43,25 +43,28 @@ def draw_figures(rows: Sequence[Row], summaries: Sequence[Summary], out: Path) -
 
 
 def _draw_curves(summaries: Sequence[Summary], folder: Path) -> list[Path]:
-    """PSNR over the ratio, a figure for each problem, a line for each method."""
+    """PSNR over the ratio and over the time of an image; a figure for each problem, a line for each method."""
     problems: dict[str, list[Summary]] = defaultdict(list)
     for summary in summaries:
         problems[problem_title(summary)].append(summary)
     files = []
     for title, group in problems.items():
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=(12, 4.5), layout="constrained")
+        over_ratio, over_time = figure.subplots(1, 2, sharey=True)
         lines: dict[str, list[Summary]] = defaultdict(list)
         for summary in group:
             lines[label(summary)].append(summary)
         for index, (name, points) in enumerate(lines.items()):
             points.sort(key=lambda point: point.ratio)
-            ratios = [100 * point.ratio for point in points]
             psnr_db = [point.psnr_db for point in points]
-            axes.plot(ratios, psnr_db, marker=MARKERS[index % len(MARKERS)], label=name)
-        axes.set(xlabel="CS ratio in %", ylabel="PSNR in dB", title=title)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+            style = {"marker": MARKERS[index % len(MARKERS)], "label": name}
+            over_ratio.plot([100 * point.ratio for point in points], psnr_db, **style)
+            over_time.plot([1e3 * point.seconds for point in points], psnr_db, **style)
+        over_ratio.set(xlabel="CS ratio in %", ylabel="PSNR in dB", title=title)
+        over_time.set(xlabel="milliseconds an image", xscale="log")
+        over_ratio.legend(fontsize="small")
+        over_ratio.grid(alpha=0.3)
+        over_time.grid(alpha=0.3)
         files.append(folder / f"psnr_{slug(title)}.png")
         figure.savefig(files[-1], dpi=120)
     return files

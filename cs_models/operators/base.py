@@ -11,14 +11,18 @@ Every operator obeys four laws, which `tests/test_operators.py` checks for each 
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Self, cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from cs_models.errors import UserError
 
 # Smallest ratio of Cholesky's pivots with which the inverse keeps some ten digits in float64.
 FULL_RANK = 1e-6
@@ -221,6 +225,55 @@ class MatrixOperator(MeasurementOperator):
             "n": self.matrix.shape[1],
             **self.source,
         }
+
+
+class SquareBlocksOperator(MatrixOperator):
+    """An operator with a matrix on B^2 pixels at a time, of images that are padded with zeros to multiples of B.
+
+    Attributes:
+        block_size: B.
+        grid: rows and columns of blocks in the padded image.
+    """
+
+    def __init__(
+        self,
+        matrix: Tensor,
+        image_size: tuple[int, int],
+        ratio: float | None = None,
+        noise_sigma: float = 0.0,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            matrix: ``(M, B^2)``.
+            image_size: (H, W), any.
+            ratio: nominal ratio; M / B^2 where it is not given.
+            noise_sigma: see `MeasurementOperator`.
+            source: seed, or file and sha256, for `spec`.
+
+        Raises:
+            UserError: if the number of columns is not the square of a block size.
+        """
+        super().__init__(matrix, image_size, ratio, noise_sigma, source)
+        self.block_size = math.isqrt(matrix.shape[1])
+        if self.block_size**2 != matrix.shape[1]:
+            raise UserError(
+                "a matrix for blocks has B*B columns, such as 1089 for 33x33 blocks and 1024 for 32x32; "
+                f"this one has {matrix.shape[1]}"
+            )
+        height, width = self.image_size
+        self.grid = (math.ceil(height / self.block_size), math.ceil(width / self.block_size))
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        return self.grid[0] * self.block_size, self.grid[1] * self.block_size
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` with zeros at the bottom and at the right."""
+        (height, width), (padded_height, padded_width) = self.image_size, self.padded_size
+        if x.shape[-2:] != (height, width):
+            raise ValueError(f"operator for {height}x{width} images was given {tuple(x.shape)}")
+        return F.pad(x, (0, padded_width - width, 0, padded_height - height))
 
 
 def _invert_gram(rows: Tensor) -> Tensor:

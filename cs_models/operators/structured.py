@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cs_models.errors import UserError
-from cs_models.operators.base import MatrixOperator
+from cs_models.operators.base import SquareBlocksOperator
 from cs_models.operators.matrices import check_ratio, gaussian_matrix, orthonormal_rows
 
 
-class StructuredOperator(MatrixOperator):
+class StructuredOperator(SquareBlocksOperator):
     """Permutes the pixels of the image, cuts them into vectors of n = B^2 and samples each by the same matrix.
 
     Images whose sides are not multiples of B are padded with zeros at the bottom and at the right first.
@@ -47,11 +45,6 @@ class StructuredOperator(MatrixOperator):
             UserError: if the number of columns is not the square of a block size.
         """
         super().__init__(matrix, image_size, ratio, noise_sigma, source)
-        self.block_size = math.isqrt(matrix.shape[1])
-        if self.block_size**2 != matrix.shape[1]:
-            raise UserError(
-                f"a structured matrix has B*B columns, such as 1024 for B = 32; this one has {matrix.shape[1]}"
-            )
         self.permutation_seed = permutation_seed
         height, width = self.padded_size
         permutation = torch.from_numpy(np.random.RandomState(permutation_seed).permutation(height * width))
@@ -75,12 +68,6 @@ class StructuredOperator(MatrixOperator):
         matrix = orthonormal_rows(gaussian_matrix(rows, n, seed)).float()
         return cls(matrix, image_size, seed, ratio, noise_sigma, {"seed": seed})
 
-    @property
-    def padded_size(self) -> tuple[int, int]:
-        height, width = self.image_size
-        b = self.block_size
-        return math.ceil(height / b) * b, math.ceil(width / b) * b
-
     def permuted(self, permutation_seed: int) -> StructuredOperator:
         """The same matrix with another permutation (IDM draws one for every batch and every test image)."""
         return StructuredOperator(
@@ -97,9 +84,7 @@ class StructuredOperator(MatrixOperator):
         return self._facts("structured") | {"permutation_seed": self.permutation_seed}
 
     def signals(self, x: Tensor) -> Tensor:
-        (height, width), (padded_height, padded_width) = self.image_size, self.padded_size
-        padded = F.pad(x, (0, padded_width - width, 0, padded_height - height))
-        pixels = rearrange(padded, "n c h w -> n c (h w)")[..., self.permutation]
+        pixels = rearrange(self.pad(x), "n c h w -> n c (h w)")[..., self.permutation]
         return rearrange(pixels, "n c (l n2) -> n c l n2", n2=self.matrix.shape[1])
 
     def image(self, signals: Tensor) -> Tensor:

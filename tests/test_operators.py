@@ -233,6 +233,8 @@ def test_bank_matrices_are_unseen_by_evaluation() -> None:
 def test_structured_bank_permutes_anew_each_step() -> None:
     bank = SamplingBank(Sampling(kind="structured", block_size=8))
     first, second = bank.draw(0, (16, 16)), bank.draw(1, (16, 16))
+    usual = StructuredOperator.gaussian(first.ratio, (16, 16), block_size=8)
+    assert first.matrix.shape == usual.matrix.shape, "evaluation measures as often as training"
     assert first.spec["permutation_seed"] != second.spec["permutation_seed"]
 
 

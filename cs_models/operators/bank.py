@@ -17,6 +17,7 @@ from cs_models.operators.matrices import (
     gaussian_matrix,
     orthonormal_rows,
     rows_for_ratio,
+    structured_rows,
 )
 from cs_models.operators.structured import StructuredOperator
 
@@ -79,11 +80,15 @@ class SamplingBank:
         """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows."""
         n = self.sampling.block_size**2
         if index not in self._matrices:
-            rows = rows_for_ratio(max(self.sampling.ratios), n)
+            rows = self._rows(max(self.sampling.ratios))
             seed = FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
             self._matrices[index] = orthonormal_rows(gaussian_matrix(rows, n, seed)).float()
         self._matrices[index] = self._matrices[index].to(device)
-        return self._matrices[index][: rows_for_ratio(ratio, n)]
+        return self._matrices[index][: self._rows(ratio)]
+
+    def _rows(self, ratio: float) -> int:
+        n = self.sampling.block_size**2
+        return structured_rows(ratio, n) if self.sampling.kind == "structured" else rows_for_ratio(ratio, n)
 
     def _operator(
         self,

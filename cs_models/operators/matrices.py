@@ -48,6 +48,17 @@ def orthonormal_rows(matrix: Tensor) -> Tensor:
     return (q * torch.sign(torch.diagonal(r))).T.contiguous()
 
 
+def structured_rows(ratio: float, n: int) -> int:
+    """Rows of structurally random sampling, ``ceil(ratio n)`` (the IDM paper's q).
+
+    Raises:
+        UserError: if the ratio is outside (0, 1].
+    """
+    check_ratio(ratio)
+    # The small term keeps 0.1 * 1000 = 100.000...01 from gaining a row by binary rounding.
+    return max(1, math.ceil(ratio * n - 1e-9))
+
+
 def unit_norm_columns(matrix: Tensor) -> Tensor:
     """Every column scaled to Euclidean norm 1, as the CLOMP paper's sampling has them."""
     return matrix / matrix.norm(dim=0, keepdim=True)

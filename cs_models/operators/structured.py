@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.operators.base import SquareBlocksOperator
-from cs_models.operators.matrices import check_ratio, gaussian_matrix, orthonormal_rows
+from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, structured_rows
 
 
 class StructuredOperator(SquareBlocksOperator):
@@ -61,11 +60,8 @@ class StructuredOperator(SquareBlocksOperator):
         noise_sigma: float = 0.0,
     ) -> StructuredOperator:
         """Orthonormal Gaussian rows, ``q = ceil(ratio B^2)`` of them, and the permutation, both from one seed."""
-        check_ratio(ratio)
         n = block_size**2
-        # The small term keeps 0.1 * 1000 = 100.000...01 from gaining a row by binary rounding.
-        rows = max(1, math.ceil(ratio * n - 1e-9))
-        matrix = orthonormal_rows(gaussian_matrix(rows, n, seed)).float()
+        matrix = orthonormal_rows(gaussian_matrix(structured_rows(ratio, n), n, seed)).float()
         return cls(matrix, image_size, seed, ratio, noise_sigma, {"seed": seed})
 
     def permuted(self, permutation_seed: int) -> StructuredOperator:

@@ -1,0 +1,83 @@
+"""The shipped networks give what their cards say; the cards are made from results by a command."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval as evaluation
+from cs_models import load
+from cs_models.cards import RESULTS, add, main, write_cards
+from cs_models.errors import UserError
+from cs_models.methods import ZOO, zoo
+from cs_models.operators import make_operator
+
+
+def bundled_figures() -> list[dict[str, str]]:
+    """Of every file in the zoo the card's figures on two bundled photographs, at its lowest ratio."""
+    with RESULTS.open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["dataset"] == "bundled" and line["images"] == "2"]
+    lowest: dict[tuple[str, str], dict[str, str]] = {}
+    for line in sorted(lines, key=lambda line: float(line["ratio"])):
+        percent = round(100 * float(line["ratio"]))
+        alone = percent in zoo()[line["method"]]
+        lowest.setdefault((line["method"], str(percent) if alone else ""), line)
+    return list(lowest.values())
+
+
+def test_every_network_has_a_card_configuration_and_log() -> None:
+    card = (ZOO / "README.md").read_text()
+    files = [path for paths in zoo().values() for path in paths.values()]
+    assert len(bundled_figures()) == len(files)
+    for path in files:
+        assert path.name in card
+        assert path.with_suffix(".yaml").is_file()
+        assert path.with_suffix(".csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", bundled_figures(), ids=lambda line: f"{line['method']} {line['ratio']}")
+def test_a_network_gives_the_figures_of_its_card(line: dict[str, str], tmp_path: Path) -> None:
+    words = ["--methods", line["method"], "--datasets", "bundled", "--limit", "2", "--ratios", line["ratio"]]
+    assert evaluation.main([*words, "--precision", line["precision"], "--device", "cpu", "--out", str(tmp_path)]) == 0
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        (result,) = csv.DictReader(file)
+    assert float(result["psnr_db"]) == pytest.approx(float(line["psnr_db"]), abs=0.01)
+    assert float(result["ssim"]) == pytest.approx(float(line["ssim"]), abs=5e-4)
+
+
+def test_a_loaded_network_reconstructs() -> None:
+    network = load("r_coast")
+    operator = make_operator("block", 0.1, (40, 50))
+    x = torch.rand(1, 1, 40, 50, generator=torch.Generator().manual_seed(0))
+    assert network.reconstruct(operator(x), operator).shape == x.shape
+
+
+def test_add_ships_a_training_without_the_machines_paths(tmp_path: Path) -> None:
+    run, shelf = tmp_path / "run", tmp_path / "zoo"
+    run.mkdir()
+    (run / "model.safetensors").write_bytes((ZOO / "r_coast.safetensors").read_bytes())
+    (run / "config.yaml").write_text(
+        "model: {class_path: x}\ndata: {train_sets: [T91], data_dir: /home/me, batch_size: 2, crop_size: 33}\n"
+        "trainer: {max_steps: 9, max_epochs: -1, precision: 32-true, gradient_clip_val: null, logger: /home/me}\n"
+    )
+    (run / "metrics.csv").write_text("epoch,step,train/loss,val/psnr,val/psnr_10\n0,3,0.1,,\n0,4,,24.5,24.5\n")
+    path = add(run, "small_10", "a desk", shelf)
+    assert "/home/me" not in path.with_suffix(".yaml").read_text()
+    assert path.with_suffix(".csv").read_text() == "step,val/psnr,val/psnr_10\n4,24.5,24.5\n"
+    with pytest.raises(UserError, match="no results for small"):
+        write_cards([_results_of(tmp_path)], shelf)
+
+
+def _results_of(folder: Path) -> Path:
+    words = ["--methods", "backprojection", "--datasets", "bundled", "--limit", "1", "--ratios", "0.1"]
+    assert evaluation.main([*words, "--out", str(folder / "results")]) == 0
+    return folder / "results"
+
+
+def test_a_folder_without_a_training_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["add", str(tmp_path), "net", "--hardware", "a desk"]) == 2
+    assert capsys.readouterr().err.startswith("error: checkpoint not found")

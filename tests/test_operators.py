@@ -44,6 +44,7 @@ OPERATORS = {
     "column of signals": lambda: make_operator("column", 0.15, (100, 1)),
     "pixel": lambda: make_operator("pixel", 0.3, (19, 17)),
     "fourier": lambda: make_operator("fourier", 0.3, (24, 31)),
+    "transform2d": lambda: make_operator("transform2d", 0.3, (24, 31)),
     "fourier, asymmetric mask": lambda: FourierOperator(random_mask(12, 15)),
     "fourier, complex images": lambda: FourierOperator(random_mask(12, 15), complex_images=True),
 }

@@ -17,8 +17,12 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.methods import build_method
-from cs_models.operators import FourierOperator, MeasurementOperator, PixelOperator, adjoint_error, make_operator
-from cs_models.operators.transform2d import Transform2dOperator
+from cs_models.operators import (
+    FourierOperator,
+    PixelOperator,
+    Transform2dOperator,
+    make_operator,
+)
 from cs_models.sparse.convex import ConvexSolver, DataProximal, constant_image, operator_norm_squared
 from cs_models.sparse.ista import FISTA, ISTA, LASSO, WeightedL1
 from cs_models.sparse.owlqn import OWLQN
@@ -28,12 +32,6 @@ from cs_models.sparse.wavelets import Wavelet2d
 
 OPERATORS = ["block:8", "structured:8", "column", "pixel", "fourier", "transform2d"]
 SOLVERS = [ISTA, FISTA, LASSO, OWLQN, WeightedL1, TotalVariation, PlugAndPlay]
-
-
-def operator_of(kind: str, ratio: float, size: tuple[int, int], noise_sigma: float = 0.0) -> MeasurementOperator:
-    if kind == "transform2d":
-        return Transform2dOperator(size, ratio, seed=0, noise_sigma=noise_sigma)
-    return make_operator(kind, ratio, size, seed=0, noise_sigma=noise_sigma)
 
 
 def asymmetric_fourier(size: tuple[int, int]) -> FourierOperator:
@@ -92,7 +90,7 @@ def test_lasso_reaches_the_golden_objective_on_a_photograph(solver: LASSO | OWLQ
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_the_objective_of_ista_falls_in_every_iteration(kind: str) -> None:
     x = scene(20, 20).double()
-    operator = operator_of(kind, 0.4, (20, 20)).double()
+    operator = make_operator(kind, 0.4, (20, 20)).double()
     y = operator(x)
     objectives = []
     for iterations in range(1, 12):
@@ -105,7 +103,7 @@ def test_the_objective_of_ista_falls_in_every_iteration(kind: str) -> None:
     ("kind", "transform"), [*((kind, "dct") for kind in OPERATORS), ("block:8", "dct4"), ("pixel", "db2")]
 )
 def test_fista_and_owlqn_agree_on_every_operator_and_transform(kind: str, transform: str) -> None:
-    operator = operator_of(kind, 0.4, (16, 16)).double()
+    operator = make_operator(kind, 0.4, (16, 16)).double()
     y = operator(scene(16, 16).double())
     fista = FISTA(transform=transform, iterations=2000, tolerance=1e-8)
     owlqn = OWLQN(transform=transform, iterations=1000, tolerance=1e-8)
@@ -151,7 +149,7 @@ def test_gradient_and_its_adjoint() -> None:
 @pytest.mark.parametrize("kind", [*OPERATORS, "asymmetric_fourier"])
 def test_total_variation_minimises_its_objective(kind: str, isotropic: bool) -> None:
     size = (10, 12)
-    operator = (asymmetric_fourier(size) if kind == "asymmetric_fourier" else operator_of(kind, 0.5, size)).double()
+    operator = (asymmetric_fourier(size) if kind == "asymmetric_fourier" else make_operator(kind, 0.5, size)).double()
     y = operator(scene(*size).double())
     solver = TotalVariation(weight=0.01, isotropic=isotropic, iterations=4000, tolerance=1e-10)
     x = solver.reconstruct(y, operator)
@@ -192,7 +190,7 @@ def test_column_wise_total_variation_meets_the_target(real_data: Path) -> None:
 
 def test_total_variation_smooths_more_where_the_measurements_are_noisier() -> None:
     x = scene()
-    clean, noisy = (operator_of("pixel", 0.6, (32, 32), noise_sigma=sigma) for sigma in (0.0, 0.1))
+    clean, noisy = (make_operator("pixel", 0.6, (32, 32), noise_sigma=sigma) for sigma in (0.0, 0.1))
     y = noisy.measure(x, torch.Generator().manual_seed(0))
     assert psnr(TotalVariation().reconstruct(y, noisy), x) > psnr(TotalVariation().reconstruct(y, clean), x) + 2
 
@@ -231,7 +229,7 @@ def test_plug_and_play_takes_any_denoiser_and_gives_it_falling_noise_levels() ->
         levels.append(sigma)
         return torch.nn.functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
-    operator = operator_of("pixel", 0.5, (16, 16))
+    operator = make_operator("pixel", 0.5, (16, 16))
     x = scene(16, 16)
     solver = PlugAndPlay(denoiser=blur, iterations=8, sigma_start=0.5, sigma_end=0.1)
     assert psnr(solver.reconstruct(operator(x), operator), x) > psnr(constant_image(operator(x), operator), x)
@@ -264,7 +262,7 @@ def test_the_settings_of_plug_and_play_name_the_denoiser() -> None:
 @pytest.mark.parametrize("method", SOLVERS)
 def test_every_solver_takes_every_operator_in_colour_and_any_size(method: type[ConvexSolver], kind: str) -> None:
     x = scene(22, 30, images=2, channels=3)
-    operator = operator_of(kind, 0.5, (22, 30))
+    operator = make_operator(kind, 0.5, (22, 30))
     y = operator(x)
     solution = method(iterations=60).solve(y, operator)
     assert solution.x.shape == x.shape
@@ -280,7 +278,7 @@ def test_every_solver_takes_every_operator_in_colour_and_any_size(method: type[C
 def test_an_image_is_reconstructed_the_same_alone_and_in_a_batch(method: type[ConvexSolver]) -> None:
     x = scene(24, 24, images=3).double()
     x[1] = 0.5  # settles at once
-    operator = operator_of("block:8", 0.5, (24, 24)).double()
+    operator = make_operator("block:8", 0.5, (24, 24)).double()
     solver = method(iterations=80, tolerance=1e-3)
     together = solver.solve(operator(x), operator)
     for index in range(3):
@@ -304,7 +302,7 @@ def test_every_solver_is_set_from_the_command_line(name: str) -> None:
 
 @pytest.mark.parametrize("method", SOLVERS)
 def test_a_time_limit_ends_the_iterations_and_says_so(method: type[ConvexSolver]) -> None:
-    operator = operator_of("pixel", 0.1, (128, 128))
+    operator = make_operator("pixel", 0.1, (128, 128))
     solver = method(iterations=10_000, tolerance=0, time_limit=0.01)
     solution = solver.solve(operator(scene(128, 128)), operator)
     assert solution.iterations is not None
@@ -316,7 +314,7 @@ def test_a_time_limit_ends_the_iterations_and_says_so(method: type[ConvexSolver]
 
 @pytest.mark.parametrize("method", SOLVERS)
 def test_a_black_image_gives_black(method: type[ConvexSolver]) -> None:
-    operator = operator_of("block:8", 0.5, (16, 16))
+    operator = make_operator("block:8", 0.5, (16, 16))
     solution = method().solve(operator(torch.zeros(1, 1, 16, 16)), operator)
     torch.testing.assert_close(solution.x, torch.zeros(1, 1, 16, 16))
 
@@ -359,7 +357,7 @@ def test_settings_outside_their_range_are_refused_in_one_line(build: Callable[[]
     ],
 )
 def test_images_that_a_transform_cannot_take_are_refused_in_one_line(solver: ConvexSolver, message: str) -> None:
-    operator = operator_of("pixel", 0.5, (7, 30))
+    operator = make_operator("pixel", 0.5, (7, 30))
     with pytest.raises(UserError, match=message) as error:
         solver.solve(operator(scene(7, 30)), operator)
     assert "\n" not in str(error.value)
@@ -383,7 +381,7 @@ def psnr_of_signals(estimate: Tensor, x: Tensor) -> float:
 @pytest.mark.parametrize("kind", [*OPERATORS, "asymmetric_fourier"])
 def test_operator_norm(kind: str) -> None:
     size = (9, 11)
-    operator = (asymmetric_fourier(size) if kind == "asymmetric_fourier" else operator_of(kind, 0.5, size)).double()
+    operator = (asymmetric_fourier(size) if kind == "asymmetric_fourier" else make_operator(kind, 0.5, size)).double()
     basis = torch.eye(99, dtype=torch.float64).view(99, 1, *size)
     exact = torch.linalg.matrix_norm(operator.normal(basis).flatten(1), ord=2).item()
     assert exact <= operator_norm_squared(operator) * (1 + 1e-6)
@@ -394,7 +392,7 @@ def test_operator_norm(kind: str) -> None:
 @pytest.mark.parametrize("kind", [*OPERATORS, "asymmetric_fourier"])
 def test_data_proximal_solves_its_normal_equations(kind: str) -> None:
     size = (10, 11)
-    operator = (asymmetric_fourier(size) if kind == "asymmetric_fourier" else operator_of(kind, 0.5, size)).double()
+    operator = (asymmetric_fourier(size) if kind == "asymmetric_fourier" else make_operator(kind, 0.5, size)).double()
     padded = operator.padded()
     v = torch.rand(2, 1, *padded.image_size).double()
     y = operator(torch.rand(2, 1, *size).double())
@@ -420,17 +418,6 @@ def test_a_wavelet_level_equals_pywavelets(name: str) -> None:
     coarse, (horizontal, vertical, diagonal) = pywt.dwt2(x.numpy(), name, mode="periodization")
     expected = np.block([[coarse, vertical], [horizontal, diagonal]])
     np.testing.assert_allclose(coefficients.numpy(), expected, atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [(16, 16), (9, 14)])
-def test_full_image_sampling_obeys_the_laws(size: tuple[int, int]) -> None:
-    operator = Transform2dOperator(size, 0.3, seed=4).double()
-    x = torch.randn(2, 3, *size).double()
-    y = operator(x)
-    assert y.shape == (2, 3, round(0.3 * size[0] * size[1]))
-    assert adjoint_error(operator, x, torch.randn_like(y)) < 1e-12
-    torch.testing.assert_close(operator(operator.pinv(y)), y)
-    torch.testing.assert_close(operator.normal(x), operator.adjoint(y))
 
 
 def test_full_image_sampling_is_nested_and_seeded() -> None:

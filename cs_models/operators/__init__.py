@@ -13,6 +13,7 @@ from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import check_ratio, file_source, load_matrix, take_rows
 from cs_models.operators.pixel import PixelOperator
 from cs_models.operators.structured import StructuredOperator
+from cs_models.operators.transform2d import Transform2dOperator
 
 __all__ = [
     "BlockOperator",
@@ -24,12 +25,13 @@ __all__ = [
     "Sampling",
     "SamplingBank",
     "StructuredOperator",
+    "Transform2dOperator",
     "adjoint_error",
     "fold_channels",
     "make_operator",
 ]
 
-OPERATOR_NAMES = ("block", "structured", "column", "pixel", "fourier")
+OPERATOR_NAMES = ("block", "structured", "column", "pixel", "fourier", "transform2d")
 
 
 def make_operator(
@@ -39,9 +41,9 @@ def make_operator(
 
     Args:
         spec: ``block`` (33x33), ``block:32``, ``structured`` (n = 32^2), ``structured:16``, ``column``, ``pixel``,
-            ``fourier`` (radial mask), or the path of a `.npy` or `.mat` file. A file holds a mask where it is of
-            the image's size with entries 0 and 1, a column matrix where it has as many columns as the image has
-            rows, and else a block matrix of B^2 columns.
+            ``fourier`` (radial mask), ``transform2d`` (random signs, then random coefficients of the 2-D DCT), or the
+            path of a `.npy` or `.mat` file. A file holds a mask where it is of the image's size with entries 0 and 1,
+            a column matrix where it has as many columns as the image has rows, and else a block matrix of B^2 columns.
         ratio: CS ratio in (0, 1].
         image_size: (H, W).
         seed: of the random draw; not used for files.
@@ -66,6 +68,8 @@ def make_operator(
         return ColumnOperator.gaussian(ratio, image_size, seed, noise_sigma)
     if name == "pixel":
         return PixelOperator(image_size, ratio, seed, noise_sigma)
+    if name == "transform2d":
+        return Transform2dOperator(image_size, ratio, seed, noise_sigma)
     return FourierOperator.radial(ratio, image_size, seed, noise_sigma)
 
 

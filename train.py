@@ -37,10 +37,12 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
         jsonargparse.ArgumentError: for arguments or YAML keys that do not parse.
     """
     # Imported here so that --help and a missing subcommand answer at once.
-    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+    from pytorch_lightning.callbacks import LearningRateMonitor
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-    from cs_models.callbacks import ExportCheckpoint, LogConfig, Throughput
+    from cs_models.callbacks import ExportCheckpoint, FaultReport, LogConfig, StopOnSigterm, Throughput
+    from cs_models.checkpoint_io import TrainingCheckpoint
+    from cs_models.errors import UserError
     from cs_models.reconstruction import ReconstructionModule
     from datamodules.patches import PatchDataModule
 
@@ -51,8 +53,10 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
             return super().init_parser(**kwargs, exit_on_error=False)
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-            parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 1})
+            parser.add_lightning_class_args(TrainingCheckpoint, "checkpoint")
+            parser.set_defaults(
+                {"checkpoint.save_last": True, "checkpoint.save_top_k": 1, "checkpoint.save_on_exception": True}
+            )
 
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
@@ -61,6 +65,19 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
 
         def _parse_ckpt_path(self) -> None:
             """Lightning would take the model's settings from the checkpoint; the command line wins here."""
+
+        def before_instantiate_classes(self) -> None:
+            """Refuse to look for the last checkpoint of a W&B run that has no name: it would start anew."""
+            config = self.config[self.config.subcommand]
+            logger = config.trainer.logger
+            unnamed = "WandbLogger" in getattr(logger, "class_path", "") and not (
+                logger.init_args.version or logger.init_args.id
+            )
+            if config.get("ckpt_path") == "last" and unnamed:
+                raise UserError(
+                    "--ckpt_path last needs the name of the W&B run: --trainer.logger.init_args.version NAME, "
+                    "which is the same at every start"
+                )
 
     return TrainCLI(
         ReconstructionModule,
@@ -71,7 +88,14 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         trainer_defaults={
-            "callbacks": [ExportCheckpoint(), Throughput(), LearningRateMonitor("step")],
+            "callbacks": [
+                ExportCheckpoint(),
+                Throughput(),
+                LearningRateMonitor("step"),
+                StopOnSigterm(),
+                FaultReport(),
+            ],
+            "plugins": {"class_path": "cs_models.checkpoint_io.DurableCheckpointIO"},
             "use_distributed_sampler": False,
         },
         args=None if arguments is None else list(arguments),
@@ -93,9 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(arguments)
     except Exception as error:
         user_error = find_user_error(error)
-        if user_error is None and not isinstance(error, (ArgumentError, FileNotFoundError)):
+        notes = getattr(error, "__notes__", [])
+        if user_error is None and not notes and not isinstance(error, (ArgumentError, FileNotFoundError)):
             raise
-        print(f"error: {one_line(str(user_error or error))}", file=sys.stderr)
+        print("; ".join([f"error: {one_line(str(user_error or error))}", *notes]), file=sys.stderr)
         return 2
     return 0
 

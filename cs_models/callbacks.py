@@ -1,17 +1,23 @@
-"""What training writes besides Lightning's own checkpoints."""
+"""What training writes besides Lightning's own checkpoints, and how it stops."""
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from safetensors import SafetensorError
 
 from cs_models.checkpoints import save_checkpoint
-from cs_models.reconstruction import ReconstructionModule
+from cs_models.reconstruction import NonFiniteLossError, ReconstructionModule
+from datamodules.patches import PatchBatches, ResumableLoader
 
 
 class ExportCheckpoint(pl.Callback):
@@ -31,7 +37,12 @@ class ExportCheckpoint(pl.Callback):
         if not trainer.is_global_zero or not isinstance(pl_module, ReconstructionModule):
             return None
         pl_module.provenance |= {"steps": trainer.global_step, "seconds": round(self._seconds(), 1)}
-        return save_checkpoint(pl_module, Path(folder) / "model.safetensors")
+        path = Path(folder) / "model.safetensors"
+        try:
+            return save_checkpoint(pl_module, path)
+        except (OSError, SafetensorError) as error:  # a full disk
+            rank_zero_warn(f"{path} was not written ({error}); training goes on, an older one stays")
+            return None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.monotonic()
@@ -77,3 +88,62 @@ class LogConfig(SaveConfigCallback):
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.logger is not None:
             trainer.logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+
+
+class StopOnSigterm(pl.Callback):
+    """Ends training with exit status 143 after the optimiser step during which any process got SIGTERM.
+
+    Lightning's own handler sends a message to the other processes from inside the signal handler, which may come
+    between two other messages and then waits for ever. Here the processes agree at the end of a step.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._told = False
+        signal.signal(signal.SIGTERM, self._tell)
+
+    def _tell(self, *_: object) -> None:
+        self._told = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # gradients that wait for their step are in no checkpoint
+        if trainer.strategy.reduce_boolean_decision(self._told, all=False):
+            raise SIGTERMException(128 + signal.SIGTERM)
+
+
+class FaultReport(pl.Callback):
+    """Says which images were at work when the loss stopped being finite or a data worker died.
+
+    Where the loss is not finite it also keeps, beside the checkpoints, the state before the step as
+    ``non_finite_<step>.ckpt`` and each process's batch as ``non_finite_<step>_rank<rank>.npy``.
+    """
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch = batch
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        loader = trainer.train_dataloader
+        if not isinstance(loader, ResumableLoader) or not isinstance(loader.dataset, PatchBatches):
+            return
+        if isinstance(exception, NonFiniteLossError):
+            number = loader.delivered - 1
+            folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+            state = folder / f"non_finite_{trainer.global_step}.ckpt"
+            trainer.save_checkpoint(state)
+            np.save(state.with_name(f"{state.stem}_rank{trainer.global_rank}.npy"), self._batch.cpu().numpy())
+            exception.add_note(f"state and batch are in {state.with_suffix('')}*")
+        elif loader.num_workers and _is_worker_death(exception):
+            number = loader.delivered
+            exception.add_note("a process that prepares training batches died")
+        else:
+            return
+        exception.add_note(f"batch {number} has crops of {', '.join(loader.dataset.files(number))}")
+
+
+def _is_worker_death(error: BaseException) -> bool:
+    """Whether a process of a `DataLoader` died: torch says so, or the connection to it broke."""
+    return isinstance(error, ConnectionError | EOFError) or str(error).startswith("DataLoader worker")

@@ -80,9 +80,10 @@ class Training:
         sampling: ratios and matrices.
         learning_rate: of Adam, the largest one of the schedule.
         schedule: "constant"; "one_cycle" or "cosine" over all optimiser steps, cosine after a linear warm-up;
-            "step" multiplies by `step_factor` every `step_every` steps.
+            "step" multiplies by `step_factor` every `step_every` steps, or after the steps of `milestones`.
         warmup_steps: of "cosine".
         step_every: of "step".
+        milestones: of "step": numbers of steps, in place of `step_every`.
         step_factor: of "step".
         weight_decay: decoupled (AdamW).
         ema_decay: decay of the exponential moving average of the weights, which validation and export then use;
@@ -92,7 +93,7 @@ class Training:
         loss_on: "final", or "all" for the mean over every iteration's output.
         compile: run the network's layers through torch.compile; the first steps take longer.
         non_finite: what to do where the loss of any process is no finite number: "stop" with an error, or "skip" the
-            batch in all processes and count it.
+            optimiser's step in all processes and count it.
         panel_images: how many validation images are shown to the logger.
         start_from: a checkpoint of the same architecture whose weights training starts from.
     """
@@ -102,6 +103,7 @@ class Training:
     schedule: Literal["constant", "one_cycle", "cosine", "step"] = "constant"
     warmup_steps: int = 0
     step_every: int = 10_000
+    milestones: tuple[int, ...] = ()
     step_factor: float = 0.5
     weight_decay: float = 0.0
     ema_decay: float | None = None
@@ -125,7 +127,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         training: how it is trained.
         carried: matrices that travel with the weights.
         provenance: where the weights come from, ready for JSON.
-        skipped_batches: how many batches gave no finite loss so far.
+        skipped_batches: how many batches gave no finite loss so far and were passed over.
     """
 
     name: str
@@ -141,6 +143,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         self.carried = CarriedSampling()
         self.provenance: dict[str, Any] = {}
         self.skipped_batches = 0
+        self._skip_step = False
         self.iterations_per_layer: tuple[int, ...] | None = None
         if training.start_from is not None:
             from cs_models.checkpoints import load_weights
@@ -235,6 +238,10 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
 
     # Training
 
+    def training_operator(self, image_size: tuple[int, int]) -> MeasurementOperator:
+        """What this training step measures with; drawn from the bank unless a subclass learns its sampling."""
+        return self.bank.draw(self.global_step, image_size, self.device)
+
     def training_schedule(self) -> tuple[int, ...] | None:
         """How often each layer is applied in this training step; None for the network's own schedule."""
         if not self.training_options.random_iterations:
@@ -250,8 +257,8 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         run = self.network.unfold(y, operator, self.training_schedule(), keep_all)
         return torch.stack([F.mse_loss(iterate.float(), x) for iterate in run.iterates]).mean()
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
-        """Loss of a batch; None where it is not finite and such batches are skipped.
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Loss of a batch.
 
         The operator and the schedule are the same in every process, as in one process with the whole batch. The noise
         differs: every process has other images.
@@ -260,7 +267,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
             NonFiniteLossError: in all processes, where the loss of any is not finite.
         """
         x = batch.float() / 255
-        operator = self.bank.draw(self.global_step, (x.shape[-2], x.shape[-1]), self.device)
+        operator = self.training_operator((x.shape[-2], x.shape[-1]))
         noise = torch.Generator().manual_seed(
             mix(self.training_options.sampling.seed, self.global_step, self.global_rank)
         )
@@ -270,10 +277,17 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
             if self.training_options.non_finite == "stop":
                 raise NonFiniteLossError(f"the loss is not finite at step {self.global_step}: {float(loss)} here")
             self.skipped_batches += 1
+            self._skip_step = True
             self.log("train/skipped_batches", float(self.skipped_batches))
-            return None
+            # Gradients of zero, because DDP waits for some.
+            return 0 * torch.stack([weight.sum() for weight in self.network.parameters()]).sum()
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._skip_step:
+            optimizer.zero_grad()  # weights without a gradient stay as they are
+            self._skip_step = False
 
     def configure_gradient_clipping(
         self,
@@ -366,6 +380,8 @@ def _scheduler(optimizer: torch.optim.Optimizer, options: Training, total: int) 
     schedulers = torch.optim.lr_scheduler
     if options.schedule == "one_cycle":
         return schedulers.OneCycleLR(optimizer, options.learning_rate, total_steps=total)
+    if options.schedule == "step" and options.milestones:
+        return schedulers.MultiStepLR(optimizer, list(options.milestones), options.step_factor)
     if options.schedule == "step":
         return schedulers.StepLR(optimizer, options.step_every, options.step_factor)
     cosine = schedulers.CosineAnnealingLR(optimizer, max(1, total - options.warmup_steps))

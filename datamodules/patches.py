@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -36,6 +38,7 @@ class Crops:
     Attributes:
         size: side of the crops.
         count: how many crops there are: every position of every image that is large enough.
+        paths: the files that are large enough.
     """
 
     def __init__(self, files: Sequence[ImageFile], size: int, channels: Channels = "luminance") -> None:
@@ -50,13 +53,15 @@ class Crops:
         """
         with ThreadPoolExecutor() as threads:  # Pillow decodes outside Python's lock
             images = list(threads.map(lambda file: file.read(channels), files))
-        large = [image for image in images if min(image.shape[:2]) >= size]
+        fits = [min(image.shape[:2]) >= size for image in images]
+        large = list(compress(images, fits))
         if not large:
             height, width = images[0].shape[:2]
             raise UserError(f"no training image holds a {size}x{size} crop; '{files[0].path}' is {height}x{width}")
         if len(large) < len(images):
             logger.warning("%d of %d training images are smaller than %d", len(images) - len(large), len(images), size)
         self.size = size
+        self.paths = [str(file.path) for file in compress(files, fits)]
         planes = 3 if channels == "rgb" else 1
         self._pixels = np.concatenate([image.reshape(-1, planes) for image in large])
         heights, widths = np.array([image.shape[:2] for image in large]).T
@@ -77,7 +82,7 @@ class Crops:
         Returns:
             ``(B, C, size, size)``.
         """
-        image = np.searchsorted(self._first_crops, numbers, side="right") - 1
+        image = self._image_of(numbers)
         rows, columns = np.divmod(numbers - self._first_crops[image], self._columns[image])
         down = self._widths[image]
         start = self._first_pixels[image] + rows * down + columns
@@ -91,6 +96,13 @@ class Crops:
         steps = np.arange(self.size)
         index = start[:, None, None] + (down[:, None] * steps)[:, :, None] + (right[:, None] * steps)[:, None, :]
         return np.ascontiguousarray(rearrange(self._pixels.take(index, axis=0), "b h w c -> b c h w"))
+
+    def files_of(self, numbers: npt.NDArray[np.int64]) -> list[str]:
+        """The files that crops are cut from, each once."""
+        return list(dict.fromkeys(self.paths[image] for image in self._image_of(numbers)))
+
+    def _image_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.searchsorted(self._first_crops, numbers, side="right") - 1
 
 
 class CropSampler:
@@ -118,6 +130,15 @@ class CropSampler:
 
         Each sample of a stream is the same whatever part of the stream is drawn.
         """
+        numbers, flips = self._draw(key, first, count)
+        return torch.from_numpy(self.crops.cut(numbers, None if self.augment == "none" else flips))
+
+    def files(self, key: Sequence[int], first: int, count: int) -> list[str]:
+        """The files that `draw` cuts these samples from, each once."""
+        return self.crops.files_of(self._draw(key, first, count)[0])
+
+    def _draw(self, key: Sequence[int], first: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Numbers of the crops ``(count,)``, and how they are flipped ``(count, 3)``."""
         uniform = np.random.default_rng([self.seed, *key]).random((first + count, 4))[first:]
         numbers = (uniform[:, 0] * (self.crops.count if self.pool is None else len(self.pool))).astype(np.int64)
         if self.pool is not None:
@@ -125,7 +146,7 @@ class CropSampler:
         flips = uniform[:, 1:] < 0.5
         if self.augment == "flip_transpose":
             flips[:, 1] = False
-        return torch.from_numpy(self.crops.cut(numbers, None if self.augment == "none" else flips))
+        return numbers, flips
 
 
 class PatchBatches(Dataset[Tensor]):
@@ -148,6 +169,10 @@ class PatchBatches(Dataset[Tensor]):
 
     def __getitem__(self, step: int) -> Tensor:
         return self.sampler.draw([_BATCH, step], self.rank * self.batch_size, self.batch_size)
+
+    def files(self, step: int) -> list[str]:
+        """The files of the images in this process's part of a batch."""
+        return self.sampler.files([_BATCH, step], self.rank * self.batch_size, self.batch_size)
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -191,6 +216,13 @@ class ResumableLoader(DataLoader[Tensor]):
         if isinstance(sampler, EpochSampler):
             sampler.done = 0
 
+    @property
+    def delivered(self) -> int:
+        """How many batches were delivered since the start of training; the number of the next one."""
+        if not isinstance(self.sampler, EpochSampler):
+            return 0
+        return self.sampler.epoch * len(self.sampler) + self.sampler.done
+
     def state_dict(self) -> dict[str, Any]:
         """The epoch and the number of its batches that were delivered."""
         if not isinstance(self.sampler, EpochSampler):
@@ -201,6 +233,11 @@ class ResumableLoader(DataLoader[Tensor]):
         """Go on where the state was taken."""
         if isinstance(self.sampler, EpochSampler) and state:
             self.sampler.epoch, self.sampler.done = int(state["epoch"]), int(state["done"])
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A preempted job's signals go to all its processes; workers must live until their parent has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class ValidationImages(Dataset[tuple[Tensor, list[str]]]):
@@ -239,7 +276,8 @@ class PatchDataModule(pl.LightningDataModule):
         distinct_patches: draw from a fixed pool of this many crops (for training on little data); default is every
             position of every image.
         channels: ``luminance`` (C = 1) or ``rgb`` (C = 3).
-        num_workers: processes that prepare training batches.
+        num_workers: processes that prepare training batches. They draw nothing of their own: every random number comes
+            from the batch's number.
         seed: of everything that is random here.
         validation_sets: names or folders of the images to validate on; may be empty.
         validation_limit: take the first images of each validation set, this many.
@@ -323,6 +361,7 @@ class PatchDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_stop_signals,
             generator=torch.Generator(),  # so that starting an epoch takes nothing from the global random state
         )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -24,3 +26,30 @@ def real_data() -> Path:
         if candidate and (Path(candidate) / "Set11").is_dir():
             return Path(candidate)
     pytest.skip("needs real data: set CS_DATA to a folder with Set11, CBSD68, official, ...")
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three smooth images of 70x66 pixels."""
+    folder = tmp_path_factory.mktemp("images")
+    rows, columns = np.mgrid[:70, :66]
+    for index in range(3):
+        pixels = 127 + 60 * np.sin(rows / (3 + index)) + 60 * np.cos(columns / (5 + index))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an unconditional diffusers pipeline for grey images with a U-Net of a few random weights."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    blocks = ("DownBlock2D", "DownBlock2D"), ("UpBlock2D", "UpBlock2D")
+    unet = UNet2DModel(
+        16, 1, 1, down_block_types=blocks[0], up_block_types=blocks[1], block_out_channels=(8, 16),
+        layers_per_block=1, norm_num_groups=4, add_attention=False,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("ddpm")
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+    return folder

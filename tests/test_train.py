@@ -26,17 +26,6 @@ BASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three smooth images of 70x66 pixels."""
-    folder = tmp_path_factory.mktemp("images")
-    rows, columns = np.mgrid[:70, :66]
-    for index in range(3):
-        pixels = 127 + 60 * np.sin(rows / (3 + index)) + 60 * np.cos(columns / (5 + index))
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-    return folder
-
-
 def arguments(config: Path, images: Path, out: Path, *more: str) -> list[str]:
     """A run of two steps on the tiny images."""
     return [
@@ -84,7 +73,9 @@ def test_every_configuration_trains(config: Path, tiny_images: Path, tmp_path: P
     assert any((folder / "panels").iterdir())
 
 
-@pytest.mark.parametrize("override", [path for path in OVERRIDES if path.stem != "wandb"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "override", [path for path in OVERRIDES if "wandb" not in path.stem], ids=lambda path: path.stem
+)
 def test_every_override_trains(override: Path, tiny_images: Path, tmp_path: Path) -> None:
     base = BASES.get(override.stem, "ista_net_pp")
     small = "--model.init_args.network.features=4"
@@ -116,6 +107,60 @@ def test_wandb_offline(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for word in (b"matrices_per_ratio", b"val/psnr_10", b"lr-AdamW", b"train/loss", b"panel/"):
         assert word in content
     assert list(run.parent.glob("files/media/images/panel/*.png"))
+
+
+def wandb_arguments(images: Path, out: Path, *more: str) -> list[str]:
+    """An offline run with the name of its own."""
+    words = arguments(CONFIGS[0].parent / "r_coast.yaml", images, out, "--config",
+                      str(CONFIGS[0].parent / "override/wandb.yaml"), *SMALL)  # fmt: skip
+    words = [word for word in words if "logger" not in word]
+    return [*words, f"--trainer.logger.init_args.save_dir={out}", *more]
+
+
+def test_resuming_continues_the_wandb_run(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
+
+    named = "--trainer.logger.init_args.version=mine"
+    assert train.main(wandb_arguments(tiny_images, tmp_path, named)) == 0
+    wandb.finish()
+    words = wandb_arguments(tiny_images, tmp_path, named, "--ckpt_path=last", "--trainer.max_steps=3")
+    assert train.main(words) == 0
+    assert wandb.run is not None
+    assert (wandb.run.id, wandb.run.settings.resume) == ("mine", "allow")
+    wandb.finish()
+    steps = torch.load(tmp_path / "cs-models/mine/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert steps == 3
+    assert {path.name.split("-")[-1] for path in tmp_path.glob("wandb/offline-run-*")} == {"mine"}
+
+
+def test_an_unnamed_wandb_run_cannot_be_resumed(
+    tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert train.main(wandb_arguments(tiny_images, tmp_path, "--ckpt_path=last")) == 2
+    assert "--trainer.logger.init_args.version" in capsys.readouterr().err
+
+
+def test_the_sweep_passes_arguments_that_train_takes(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(REPOSITORY)
+    sweep = yaml.safe_load((REPOSITORY / "configs/sweep.yaml").read_text())
+    assert sweep["program"] == "train.py"
+    drawn = [f"--{name}={about.get('values', [about.get('min')])[0]}" for name, about in sweep["parameters"].items()]
+    words = [word for word in sweep["command"] if not word.startswith("${")]
+    limits = [word for word in arguments(CONFIGS[0], tiny_images, tmp_path)[3:] if "logger" not in word]
+    limits = [word for word in limits if "batch_size" not in word]
+    small = [*SMALL, f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.log_every_n_steps=1"]
+    assert train.main([*words, *drawn, *limits, *small]) == 0
+    import wandb
+
+    wandb.finish()
+    (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert sweep["metric"]["name"].encode() in run.read_bytes()
 
 
 SMALL = ["--data.crop_size=33", "--model.init_args.network.features=4"]

@@ -1,0 +1,354 @@
+"""Trainings that are shared, killed, told to stop, starved of disk and fed with nonsense: real processes throughout."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import train
+from cs_models.checkpoint_io import DurableCheckpointIO
+from cs_models.checkpoints import load_checkpoint
+from cs_models.errors import UserError
+from cs_models.reconstruction import ReconstructionModule
+from tests.conftest import REPOSITORY
+from tests.test_train import arguments
+
+CONFIGS = REPOSITORY / "configs/train"
+SMALL = ("--data.crop_size=33", "--model.init_args.network.features=4")
+# A process that has imported everything and forks the trainings.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["tests.test_long_runs", "cs_models.unfolding.coast", "pytorch_lightning.cli", "timm.utils"]
+)
+
+
+class KillAt(pl.Callback):
+    """SIGKILL to its own process in some hook of some step; nothing can be tidied up."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        def kill(trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+            if trainer.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        if hook != "writing":
+            setattr(self, hook, kill)
+            return
+        replace = Path.replace
+        self._writes = 0
+
+        def die_half_way(path: Path, target: Path) -> Path:
+            if path.suffix == ".partial" and target.name == "last.ckpt":
+                self._writes += 1
+                if self._writes == step:
+                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return replace(path, target)
+
+        Path.replace = die_half_way  # type: ignore[method-assign] (the process ends with it)
+
+
+class SpoilLoss(pl.Callback):
+    """Makes the images of some batches of some ranks infinite."""
+
+    def __init__(self, batches: list[int], rank: int = 0) -> None:
+        self.batches, self.rank = batches, rank
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ReconstructionModule)
+        loss = pl_module.training_loss
+
+        def spoiled(*tensors: Any) -> torch.Tensor:
+            bad = trainer.global_rank == self.rank and pl_module.global_step in self.batches
+            return loss(*tensors) * (float("nan") if bad else 1)
+
+        pl_module.training_loss = spoiled  # type: ignore[method-assign]
+
+
+class SignalAt(pl.Callback):
+    """A signal to one process, or to the whole group with its data workers, in the middle of a step."""
+
+    def __init__(self, step: int, rank: int = 0, group: bool = False) -> None:
+        self.step, self.rank, self.group = step, rank, group
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            (os.killpg if self.group else os.kill)(os.getpid(), signal.SIGTERM)
+
+
+class KillWorker(pl.Callback):
+    """SIGKILL to a data worker, as a machine out of memory does."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        multiprocessing.active_children()[0].kill()
+
+
+def callback(cls: type[pl.Callback], **settings: Any) -> list[str]:
+    """Arguments that add a callback."""
+    name = f"tests.test_long_runs.{cls.__name__}"
+    return [f"--trainer.callbacks+={name}", *(f"--trainer.callbacks.{key}={value}" for key, value in settings.items())]
+
+
+def _child(words: list[str], log: Path, environment: dict[str, str]) -> None:
+    os.setsid()
+    os.chdir(REPOSITORY)
+    os.environ |= environment
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method("fork", force=True)  # for data workers, as in any other process
+    torch.set_num_threads(1)
+    sys.argv = ["train.py"]
+    sys.exit(train.main(words))
+
+
+def finish(words: list[str], folder: Path, processes: int = 1) -> tuple[list[int], str]:
+    """Run a training, in several processes as torchrun does it; their exit statuses, and what they printed."""
+    shared: dict[str, str] = {}
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"}
+        words = [*words, f"--trainer.devices={processes}", "--trainer.strategy=ddp"]
+    logs = [folder / f"log{rank}" for rank in range(processes)]
+    started: list[BaseProcess] = []
+    for rank, log in enumerate(logs):
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        process = SERVER.Process(target=_child, args=(words, log, shared | ranks))
+        process.start()
+        started.append(process)
+    statuses = []
+    for process in started:
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+        statuses.append(process.exitcode or 0)
+    return statuses, "\n".join(log.read_text() for log in logs)
+
+
+def r_coast(images: Path, out: Path, *more: str) -> list[str]:
+    """R-COAST with everything that has a state: schedule, moving average, random recursion, crops, 3 steps an epoch."""
+    words = arguments(
+        CONFIGS / "r_coast.yaml", images, out, "--config", str(CONFIGS / "override/cpu.yaml"), *SMALL,
+        "--checkpoint.every_n_train_steps=2", "--model.init_args.network.layers=2",
+        "--model.init_args.network.iterations_per_layer=[2,2]",
+    )  # fmt: skip
+    changed = {"--trainer.max_steps": 8, "--data.batches_per_epoch": 3, "--data.validation_sets": "[]"}
+    return [*words, *(f"{key}={value}" for key, value in changed.items()), *more]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / "run/model.safetensors").state_dict()
+
+
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    expected = weights(theirs)
+    assert all(torch.equal(value, expected[key]) for key, value in weights(ours).items())
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training that nothing happened to."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    assert finish(r_coast(tiny_images, out), out)[0] == [0]
+    return out
+
+
+@pytest.fixture(scope="session")
+def half_done(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was killed in its seventh step; its last checkpoint is of the sixth."""
+    out = tmp_path_factory.mktemp("half_done")
+    words = r_coast(tiny_images, out, *callback(KillAt, hook="on_before_optimizer_step", step=6))
+    assert finish(words, out)[0] == [-signal.SIGKILL]
+    return out
+
+
+# Sharing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ista_net_pp", "r_coast", "idm_small"])
+def test_two_processes_with_half_the_batch_give_the_weights_of_one(
+    name: str, tiny_images: Path, tmp_path: Path
+) -> None:
+    """To 0.001 of the way in the root mean square, and 0.05 of a step for 999 in 1000 weights.
+
+    Sums are rounded in another order. A few biases in IDM have gradients of 1e-9, zero but for that rounding, which
+    Adam scales up to whole steps.
+    """
+    small = {
+        "ista_net_pp": ["--model.init_args.network.layers=2", "--model.init_args.network.features=4"],
+        "r_coast": ["--model.init_args.network.features=4"],
+        "idm_small": [
+            "--model.init_args.network.unet.block_out_channels=[16,16,16,16]",
+            "--model.init_args.network.unet.norm_num_groups=4", "--model.init_args.network.steps=2",
+            "--data.crop_size=32",
+        ],
+    }[name]  # fmt: skip
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        words = arguments(CONFIGS / f"{name}.yaml", tiny_images, out, "--data.crop_size=33", *small)
+        words += ["--trainer.max_steps=3", "--data.batches_per_epoch=3", f"--data.batch_size={4 // processes}"]
+        words += ["--data.validation_sets=[]"]
+        assert finish(words, out, processes)[0] == [0] * processes
+        found.append(torch.cat([value.flatten() for value in weights(out).values()]))
+        state = torch.load(out / "run/checkpoints/last.ckpt", weights_only=True)
+        assert state["global_step"] == 3
+    learning_rate = 1e-3 if name == "idm_small" else 1e-4
+    difference = (found[0] - found[1]).abs()
+    assert difference.square().mean().sqrt() < 0.001 * 3 * learning_rate
+    assert (difference > 0.05 * learning_rate).double().mean() < 0.001
+
+
+# Resuming
+
+
+@pytest.mark.slow
+def test_killed_five_times_equals_uninterrupted(tiny_images: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    """At four seeded moments, and once while a checkpoint is half written."""
+    draw = random.Random(0)
+    hooks = ["on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end"]
+    kills = [(draw.choice(hooks), step) for step in (1, 3, 5, 7)]
+    kills.insert(draw.randrange(1, 4), ("writing", 1))
+    resumes = []
+    for hook, step in kills:
+        words = r_coast(tiny_images, tmp_path, "--ckpt_path=last", *callback(KillAt, hook=hook, step=step))
+        assert finish(words, tmp_path)[0] == [-signal.SIGKILL]
+        last = tmp_path / "run/checkpoints/last.ckpt"
+        # Whatever bears the name of a checkpoint is whole.
+        resumes.append(torch.load(last, weights_only=True)["global_step"] if last.exists() else 0)
+    assert resumes == sorted(resumes)
+    assert resumes[-1] > 2
+    assert finish(r_coast(tiny_images, tmp_path, "--ckpt_path=last"), tmp_path)[0] == [0]
+    assert_same_weights(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b""])
+def test_a_torn_last_checkpoint_is_passed_over(
+    damage: Callable[[bytes], bytes], tiny_images: Path, tmp_path: Path, half_done: Path, uninterrupted: Path
+) -> None:  # fmt: skip
+    shutil.copytree(half_done / "run", tmp_path / "run")
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    last.write_bytes(damage(last.read_bytes()))
+    statuses, log = finish(r_coast(tiny_images, tmp_path, "--ckpt_path=last"), tmp_path)
+    assert statuses == [0]
+    assert "last.ckpt is damaged" in log
+    assert "going on from" in log
+    assert "step=6.ckpt, step 6" in log
+    assert_same_weights(tmp_path, uninterrupted)
+
+
+def test_a_damaged_checkpoint_that_was_named_is_an_error(tmp_path: Path) -> None:
+    for name in ("epoch=0-step=2.ckpt", "last.ckpt"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 torn")
+        with pytest.raises(UserError, match="damaged"):
+            DurableCheckpointIO().load_checkpoint(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "rank"), [(1, 0), (2, 1)])
+def test_sigterm_saves_and_exits(
+    devices: int, rank: int, tiny_images: Path, tmp_path: Path, uninterrupted: Path
+) -> None:  # fmt: skip
+    """In the middle of a step; in one of two processes; with data workers, which a job's signal reaches too."""
+    group = devices == 1
+    more = [f"--data.batch_size={2 // devices}", f"--data.num_workers={int(group)}"]
+    words = r_coast(tiny_images, tmp_path, *more, *callback(SignalAt, step=4, rank=rank, group=group))
+    statuses, log = finish(words, tmp_path, devices)
+    assert statuses == [128 + signal.SIGTERM] * devices
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+    assert "Traceback" not in log
+    if devices == 1:
+        assert finish(r_coast(tiny_images, tmp_path, "--ckpt_path=last"), tmp_path)[0] == [0]
+        assert_same_weights(tmp_path, uninterrupted)
+
+
+# Guard rails
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_loss_that_is_not_finite_stops_all_processes(devices: int, tiny_images: Path, tmp_path: Path) -> None:
+    words = r_coast(tiny_images, tmp_path, *callback(SpoilLoss, batches="[4]", rank=devices - 1))
+    statuses, log = finish(words, tmp_path, devices)
+    assert statuses == [2] * devices
+    errors = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert len(errors) == devices
+    assert "the loss is not finite at step 4: nan" in errors[-1]
+    assert "batch 4 has crops of" in log
+    assert any(str(tiny_images / f"{number}.png") in log for number in range(3))
+    folder = tmp_path / "run/checkpoints"
+    state = torch.load(folder / "non_finite_4.ckpt", weights_only=True)
+    assert state["global_step"] == 4
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+    for rank in range(devices):
+        assert np.load(folder / f"non_finite_4_rank{rank}.npy").shape == (2, 1, 33, 33)
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_batches_without_a_finite_loss_can_be_skipped(devices: int, tiny_images: Path, tmp_path: Path) -> None:
+    skip = "--model.init_args.training.non_finite=skip"
+    words = r_coast(
+        tiny_images, tmp_path, skip, "--trainer.log_every_n_steps=1",
+        *callback(SpoilLoss, batches="[2,4]", rank=devices - 1),
+    )  # fmt: skip
+    assert finish(words, tmp_path, devices)[0] == [0] * devices
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+    last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert last["skipped_batches"] == 2
+    with open(tmp_path / "run/metrics.csv") as file:
+        assert {row["train/skipped_batches"] for row in csv.DictReader(file)} == {"", "1.0", "2.0"}
+
+
+@pytest.mark.slow
+def test_a_dead_data_worker_names_the_images(tiny_images: Path, tmp_path: Path) -> None:
+    words = r_coast(tiny_images, tmp_path, "--data.num_workers=1", *callback(KillWorker))
+    statuses, log = finish(words, tmp_path)
+    assert statuses == [2]
+    (error,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert "batches died" in error
+    assert str(tiny_images) in error
+
+
+def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = DurableCheckpointIO()
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    checkpoints.save_checkpoint({"global_step": 1}, first)
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        for path in (second, first):
+            with pytest.warns(UserWarning, match="No space left on device"):
+                checkpoints.save_checkpoint({"global_step": 2}, path)
+        # What Lightning does once the new one is written.
+        checkpoints.remove_checkpoint(first)
+    assert checkpoints.load_checkpoint(first) == {"global_step": 1}
+    assert list(tmp_path.iterdir()) == [first]
+    checkpoints.save_checkpoint({"global_step": 3}, second)
+    checkpoints.remove_checkpoint(first)
+    assert list(tmp_path.iterdir()) == [second]

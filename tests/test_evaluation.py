@@ -158,6 +158,18 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_more_processes_than_images(data: Path, tmp_path: Path) -> None:
+    one, three = tmp_path / "one", tmp_path / "three"
+    assert main(command(data, one, "--limit", "2", methods="pinv")) == 0
+    arguments = command(data, three, "--limit", "2", "--devices", "3", methods="pinv")
+    run = subprocess.run([sys.executable, "eval.py", *arguments], cwd=REPOSITORY, timeout=300)
+    assert run.returncode == 0
+    rows, expected = table(three), table(one)
+    assert len(rows) == len(list(read_rows(three / "per_image.csv")))
+    assert {key: row["psnr_db"] for key, row in rows.items()} == {k: row["psnr_db"] for k, row in expected.items()}
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_rows_of_one(data: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     network = str(save_network(tmp_path / "network.safetensors"))
@@ -276,7 +288,7 @@ def test_an_own_picture_is_reconstructed_in_colour(data: Path, tmp_path: Path) -
     assert np.asarray(Image.open(picture)).shape == (33, 66, 3)
 
 
-@pytest.mark.parametrize("kind", ["block:16", "column", "pixel", "fourier", "structured:16", "matrix"])
+@pytest.mark.parametrize("kind", ["block:16", "column", "pixel", "fourier", "transform2d", "structured:16", "matrix"])
 def test_every_operator_can_be_asked_for(data: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     if kind == "matrix":

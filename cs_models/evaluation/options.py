@@ -76,8 +76,8 @@ class Measuring:
     operator: str | None = field(
         default=None,
         metadata=_help(
-            "block, block:32, structured, column, pixel, fourier, or a .npy or .mat matrix (else what each method is "
-            "made for: the matrix in a checkpoint, or 33x33 blocks)",
+            "block, block:32, structured, column, pixel, fourier, transform2d, or a .npy or .mat matrix (else what "
+            "each method is made for: the matrix in a checkpoint, or 33x33 blocks)",
             "A",
         ),
     )
@@ -120,6 +120,13 @@ class Execution:
     )
     compile: bool = field(default=False, metadata=_help("run networks through torch.compile; worth it for many images"))
     batch_size: int = field(default=1, metadata=_help("images of one size that are reconstructed together (1)", "N"))
+    tile: int | None = field(
+        default=None,
+        metadata=_help("reconstruct large images in tiles of at most this side; needs blocks or columns", "PIXELS"),
+    )
+    overlap: int = field(
+        default=66, metadata=_help("margin of each tile that is thrown away, in whole blocks (66)", "PIXELS")
+    )
     iterations_per_layer: Integers = field(
         default=Integers(),
         metadata=_help("how often each layer of unfolding networks is applied, such as 4,4,4,4,4", "R1,R2"),
@@ -198,6 +205,8 @@ class Options:
             raise UserError(f"--bits {measuring.bits}: expected 1 to 16")
         if execution.devices < 1 or execution.batch_size < 1:
             raise UserError("--devices and --batch_size are at least 1")
+        if execution.overlap < 0 or (execution.tile is not None and execution.tile < 1):
+            raise UserError("--tile is at least 1, and --overlap at least 0")
         self._check_measurements()
 
     def _check_measurements(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import image_sha256, short_hash
+from cs_models.evaluation.tiles import Tiling, solve_in_tiles
 from cs_models.methods import METHODS, MethodSpec, build_method, parse_methods
 from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator
 from cs_models.reconstruction import ReconstructionModule, Reconstructor, Solution
@@ -36,6 +37,7 @@ class Candidate:
         reconstructor: what reconstructs; a network stays on the CPU until its turn.
         precision: "fp32" or "bf16"; solvers always work in "fp32".
         schedule: iterations of each layer where the user chose them.
+        tiling: how large images are cut; None where they are not.
     """
 
     spec: MethodSpec
@@ -43,6 +45,7 @@ class Candidate:
     reconstructor: Reconstructor
     precision: str = "fp32"
     schedule: str = ""
+    tiling: Tiling | None = None
 
     @property
     def network(self) -> ReconstructionModule | None:
@@ -52,12 +55,13 @@ class Candidate:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """Everything on the side of the method that determines its results."""
-        return {
+        facts = {
             "method": self.spec.name if self.spec.training_free else "network",
             "settings": self.reconstructor.settings(),
             "precision": self.precision,
             "schedule": self.schedule,
         }
+        return facts if self.tiling is None else facts | {"tiling": asdict(self.tiling)}
 
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         """The method's `Solution`, in the candidate's precision.
@@ -67,11 +71,13 @@ class Candidate:
         """
         try:
             with torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                if self.tiling is not None:
+                    return solve_in_tiles(self.reconstructor, y, operator, self.tiling)
                 return self.reconstructor.solve(y, operator)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"method '{self.spec.text}' needs more memory than the GPU has for {len(y)} images of "
-                f"{operator.image_size[0]}x{operator.image_size[1]}; try a smaller --batch_size or --device cpu"
+                f"{operator.image_size[0]}x{operator.image_size[1]}; try --tile, a smaller --batch_size or --device cpu"
             ) from error
 
 
@@ -210,6 +216,8 @@ class Plan:
                 f"--operator {self.options.measuring.operator} is for images; {case.images.set_name} holds signals of "
                 f"{image.shape[-2]} samples, which column, pixel, or a file of a matrix with as many columns measure"
             )
+        if case.candidate.tiling is not None:
+            case.candidate.tiling.check(operator)
         if case.candidate.network:
             case.candidate.network.accepts(operator)
             return
@@ -229,15 +237,16 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
         UserError: for an unknown setting, an unreadable checkpoint, or a schedule that does not fit.
     """
     reconstructor = build_method(spec, ratio)
+    tiling = None if execution.tile is None else Tiling(execution.tile, execution.overlap)
     if not isinstance(reconstructor, ReconstructionModule):
-        return Candidate(spec, ratio, reconstructor)
+        return Candidate(spec, ratio, reconstructor, tiling=tiling)
     schedule = execution.iterations_per_layer
     if schedule:
         reconstructor.set_schedule(schedule)
     if execution.compile:
         reconstructor.compile_layers()
     precision = execution.precision or usual_precision(device)
-    return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)))
+    return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)), tiling)
 
 
 def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:

@@ -1,0 +1,93 @@
+"""Large images in tiles: what is measured stays, what is reconstructed differs by next to nothing."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from skimage.data import camera
+from torch import Tensor
+
+from cs_models.checkpoints import load_checkpoint
+from cs_models.errors import UserError
+from cs_models.evaluation.protocol import score
+from cs_models.evaluation.tiles import Tiling, solve_in_tiles
+from cs_models.methods import build_method, parse_methods
+from cs_models.operators import MeasurementOperator, make_operator
+from cs_models.reconstruction import Reconstructor, Solution
+from eval import main
+from tests.conftest import REPOSITORY
+
+
+@dataclass(frozen=True)
+class Backprojection(Reconstructor):
+    """Looks at nothing beyond a block or column, so tiles change nothing at all."""
+
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        x = operator.pinv(y)
+        ones = torch.ones(len(y))
+        return Solution(x, ones * x.shape[-1], ones, ones * x.shape[-1] < 50)
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+
+@pytest.mark.parametrize("size", [(100, 131), (33, 200), (66, 66), (20, 99)])
+@pytest.mark.parametrize("words", ["block", "block:8", "column"])
+@pytest.mark.parametrize("tiling", [Tiling(40, 0), Tiling(99, 33), Tiling(120, 20)])
+def test_tiles_fit_together_without_gaps(words: str, size: tuple[int, int], tiling: Tiling) -> None:
+    operator = make_operator(words, 0.3, size)
+    x = torch.rand(2, 3, *size)
+    y = operator(x)
+    tiled = solve_in_tiles(Backprojection(), y, operator, tiling)
+    assert (tiled.x - operator.pinv(y)).abs().max() < 1e-4
+    assert tiled.residual is not None
+    assert tiled.residual.max() < 1e-4
+    assert tiled.iterations is not None
+    assert tiled.iterations.max() <= max(tiling.size, 33)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "words"), [("network", "block"), ("clomp", "column")])
+def test_tiled_equals_untiled(method: str, words: str) -> None:
+    x = torch.from_numpy(camera()[100:350, 150:400]).float()[None, None] / 255
+    reconstructor: Reconstructor
+    if method == "network":
+        reconstructor = load_checkpoint(REPOSITORY / "checkpoints/quickstart/ista_net_pp_small.safetensors")
+    else:
+        reconstructor = build_method(parse_methods([method], [0.3])[0][0], 0.3)
+    operator = make_operator(words, 0.3, (250, 250))
+    y = operator(x)
+    whole = score(reconstructor.reconstruct(y, operator)[0].clamp(0, 1), x[0])[0]
+    tiled = score(solve_in_tiles(reconstructor, y, operator, Tiling(200, 66)).x[0].clamp(0, 1), x[0])[0]
+    assert tiled == pytest.approx(whole, abs=0.02)
+    assert tiled != whole  # it was cut
+
+
+@pytest.mark.slow
+def test_the_command_line_cuts_and_says_so(tmp_path: Path) -> None:
+    network = "checkpoints/quickstart/ista_net_pp_small.safetensors"
+    words = ["--methods", str(REPOSITORY / network), "--datasets", "bundled", "--limit", "1", "--ratios", "0.1"]
+    words += ["--device", "cpu", "--precision", "fp32", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert main([*words, "--tile", "165"]) == 0
+    with open(tmp_path / "per_image.csv") as file:
+        whole, tiled = csv.DictReader(file)
+    assert whole["run_key"] != tiled["run_key"]
+    assert float(tiled["psnr_db"]) == pytest.approx(float(whole["psnr_db"]), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "tiling", "expected"),
+    [
+        ("structured", Tiling(100, 10), "measures the image as a whole"),
+        ("block", Tiling(100, 66), "at least 165"),
+        ("column", Tiling(20, 10), "at least 21"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(words: str, tiling: Tiling, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        tiling.check(make_operator(words, 0.3, (64, 64)))

@@ -28,7 +28,7 @@ from cs_models.sparse.clomp import CLOMP
 from cs_models.sparse.dictionary import dictionary_problem
 from cs_models.sparse.omp import OMP
 from cs_models.sparse.stomp import StOMP
-from cs_models.sparse.transforms import dct, dct_matrix
+from cs_models.transforms import dct, dct_matrix
 from datamodules.signals import synthetic_signals
 
 

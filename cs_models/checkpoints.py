@@ -26,6 +26,8 @@ MODELS = {
     "ista_net_pp": "cs_models.unfolding.ista_net_pp:ISTANetPPModule",
     "coast": "cs_models.unfolding.coast:COASTModule",
     "idm": "cs_models.diffusion.idm:IDMModule",
+    "csnet_plus": "cs_models.learned.csnet_plus:CSNetPlusModule",
+    "rk_ccsnet": "cs_models.learned.rk_ccsnet:RKCCSNetModule",
 }
 
 

@@ -61,6 +61,7 @@ METHODS: dict[str, Method] = {
             "pnp", "cs_models.sparse.pnp:PlugAndPlay", "plug-and-play ADMM with a translation-invariant DCT denoiser"
         ),
         Method("tv", "cs_models.sparse.tv:TotalVariation", "total variation by ADMM with exact steps"),
+        Method("ddnm", "cs_models.diffusion.ddnm:DDNM", "sampling from a frozen diffusion model: ddnm:model=FOLDER"),
     )
 }
 

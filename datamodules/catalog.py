@@ -104,6 +104,13 @@ _SETS = (
         ),
     ),
     ImageSet(
+        name="phantom",
+        summary="the Shepp-Logan phantom inside scikit-image, 400x400, for tomography; no download",
+        citation="Shepp, Logan, The Fourier reconstruction of a head section, IEEE Trans. Nuclear Science 1974",
+        license=_BUNDLED_LICENSE,
+        bundled=("phantom.png",),
+    ),
+    ImageSet(
         name="Set11",
         summary="11 grey images, 9 of 256x256 and 2 of 512x512: the benchmark of block compressed sensing",
         citation="Kulkarni et al., ReconNet: non-iterative reconstruction of images from CS measurements, CVPR 2016",

@@ -288,14 +288,17 @@ def test_an_own_picture_is_reconstructed_in_colour(data: Path, tmp_path: Path) -
     assert np.asarray(Image.open(picture)).shape == (33, 66, 3)
 
 
-@pytest.mark.parametrize("kind", ["block:16", "column", "pixel", "fourier", "transform2d", "structured:16", "matrix"])
+@pytest.mark.parametrize(
+    "kind",
+    ["block:16", "column", "pixel", "fourier", "cartesian", "transform2d", "structured:16", "radon", "matrix"],
+)
 def test_every_operator_can_be_asked_for(data: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     if kind == "matrix":
         kind = str(tmp_path / "phi.npy")
         np.save(kind, np.random.RandomState(0).randn(20, 64))
     assert main(command(data, out, "--operator", kind, methods="pinv")) == 0
-    expected = "block:8 from phi.npy" if kind.endswith(".npy") else kind
+    expected = "block:8 from phi.npy" if kind.endswith(".npy") else {"fourier": "radial"}.get(kind, kind)
     assert {row.operator for row in read_rows(out / "per_image.csv")} == {expected}
 
 

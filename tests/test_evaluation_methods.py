@@ -15,8 +15,8 @@ from cs_models.operators import make_operator
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_reconstructs_and_names_its_settings(name: str) -> None:
-    method = build_method(name, 0.3)
+def test_every_method_reconstructs_and_names_its_settings(name: str, tiny_ddpm: Path) -> None:
+    method = build_method(f"ddnm:model={tiny_ddpm}:steps=2" if name == "ddnm" else name, 0.3)
     operator = make_operator("block:8", 0.3, (20, 19))
     x = torch.linspace(0, 1, 20)[:, None].expand(2, 1, 20, 19).contiguous()
     solution = method.solve(operator(x), operator)

@@ -10,6 +10,8 @@ import torch
 
 from cs_models.checkpoints import MODELS, load_checkpoint, save_checkpoint
 from cs_models.errors import UserError
+from cs_models.learned.csnet_plus import CSNetPlusConfig, CSNetPlusModule
+from cs_models.learned.rk_ccsnet import RKCCSNetConfig, RKCCSNetModule
 from cs_models.operators import MeasurementOperator, Sampling, make_operator
 from cs_models.reconstruction import ReconstructionModule, Training
 from cs_models.unfolding.coast import COAST, COASTConfig, COASTModule
@@ -21,6 +23,7 @@ from cs_models.unfolding.recursion import UnfoldingNetwork, draw_schedule, itera
 BLOCK = 8
 FLEXIBLE = Training(Sampling(block_size=BLOCK))
 FIXED = Training(Sampling(ratios=(0.3,), block_size=BLOCK))
+HALF = Training(Sampling(ratios=(0.5,), block_size=BLOCK))
 
 
 def ista_net(**options: object) -> ISTANetModule:
@@ -54,6 +57,13 @@ NETWORKS: dict[str, Callable[[], ReconstructionModule]] = {
     "r_coast": lambda: COASTModule(
         COASTConfig(layers=2, features=8, iterations_per_layer=(3, 3), modulation="rfmu"), FLEXIBLE
     ),
+    "csnet_plus": lambda: CSNetPlusModule(CSNetPlusConfig(features=8, blocks=2), FIXED),
+    "csnet_plus, binary": lambda: CSNetPlusModule(CSNetPlusConfig(features=8, blocks=2, binary=True), FIXED),
+    "csnet_plus, wired": lambda: CSNetPlusModule(
+        CSNetPlusConfig(features=8, blocks=2, injectors=True, wired=True), FIXED
+    ),
+    "rk_ccsnet": lambda: RKCCSNetModule(RKCCSNetConfig(features=8, blocks=2), HALF),
+    "rk_ccsnet, wired": lambda: RKCCSNetModule(RKCCSNetConfig(features=8, blocks=2, injectors=True, wired=True), HALF),
 }
 
 
@@ -64,7 +74,8 @@ def module(request: pytest.FixtureRequest) -> ReconstructionModule:
 
 def operators(module: ReconstructionModule, size: tuple[int, int]) -> list[MeasurementOperator]:
     """Ten ratios, unseen ones among them, for flexible networks; its own for the others."""
-    ratios = (0.3,) if isinstance(module, ISTANetModule) else (0.02, 0.1, 0.15, 0.2, 0.3, 0.33, 0.4, 0.5, 0.7, 1.0)
+    own = module.training_options.sampling.ratios
+    ratios = own if len(own) == 1 else (0.02, 0.1, 0.15, 0.2, 0.3, 0.33, 0.4, 0.5, 0.7, 1.0)
     return [module.natural_operator(ratio, size) for ratio in ratios]
 
 
@@ -87,7 +98,7 @@ def test_batch_invariance(module: ReconstructionModule) -> None:
 
 def test_gradients_reach_every_parameter(module: ReconstructionModule) -> None:
     module.network.train()
-    operator = module.natural_operator(0.3, (16, 16), noise_sigma=0.1)
+    operator = module.training_operator((16, 16))
     x = torch.rand(2, 1, 16, 16)
     module.training_loss(x, operator.measure(x), operator).backward()
     dead = [name for name, p in module.network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -108,7 +119,10 @@ def test_safetensors_and_back(module: ReconstructionModule, tmp_path: Path) -> N
 
 def test_another_schedule(module: ReconstructionModule) -> None:
     network = module.network
-    assert isinstance(network, UnfoldingNetwork)
+    if not isinstance(network, UnfoldingNetwork):
+        with pytest.raises(UserError, match="takes no iterations_per_layer"):
+            module.set_schedule((1,))
+        return
     operator = operators(module, (13, 21))[0]
     y = operator(torch.rand(1, 1, 13, 21))
     before, settings = module.reconstruct(y, operator), module.settings()

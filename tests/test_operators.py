@@ -17,6 +17,7 @@ from cs_models.operators import (
     MatrixOperator,
     MeasurementOperator,
     PixelOperator,
+    RadonOperator,
     Sampling,
     SamplingBank,
     StructuredOperator,
@@ -46,6 +47,9 @@ OPERATORS = {
     "fourier": lambda: make_operator("fourier", 0.3, (24, 31)),
     "transform2d": lambda: make_operator("transform2d", 0.3, (24, 31)),
     "fourier, asymmetric mask": lambda: FourierOperator(random_mask(12, 15)),
+    "cartesian": lambda: make_operator("cartesian", 0.3, (24, 31)),
+    "radon": lambda: make_operator("radon", 0.2, (24, 31)),
+    "radon, more views than pixels": lambda: RadonOperator((9, 7), 13),
     "fourier, complex images": lambda: FourierOperator(random_mask(12, 15), complex_images=True),
 }
 
@@ -118,7 +122,7 @@ def test_padded_takes_the_same_measurements(operator: MeasurementOperator) -> No
 
 
 def test_another_size(operator: MeasurementOperator) -> None:
-    if isinstance(operator, FourierOperator) and "seed" not in operator.source:
+    if isinstance(operator, FourierOperator) and "pattern" not in operator.source:
         with pytest.raises(UserError, match="is for 12x15 images"):
             operator.resized(20, 20)
         return

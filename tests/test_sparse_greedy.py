@@ -22,7 +22,7 @@ from cs_models.sparse.omp import OMP
 from cs_models.sparse.solver import IterativeSolver
 from cs_models.sparse.stomp import StOMP
 from cs_models.sparse.subspace import CoSaMP, SubspacePursuit
-from cs_models.sparse.transforms import (
+from cs_models.transforms import (
     DCT,
     BlockDCT2d,
     DCT2d,

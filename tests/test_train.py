@@ -22,7 +22,8 @@ BASES = {
     "fmu": "r_coast", "no_modulation": "r_coast", "crops": "r_coast", "cpu": "r_coast",
     "noise": "coast", "iterations_6": "rista_net_plus", "iterations_9": "rista_net_plus",
     "one_layer": "rista_net_plus", "quickstart_start": "quickstart", "loss_on_all": "ista_net_pp",
-    "three_percent": "ista_net_plus",
+    "three_percent": "ista_net_plus", "injectors": "csnet_plus", "wired": "rk_ccsnet", "learned_cpu": "csnet_plus",
+    **{path.stem: "idm_small" for path in OVERRIDES if path.stem.startswith("idm_")},
 }  # fmt: skip
 
 
@@ -78,10 +79,12 @@ def test_every_configuration_trains(config: Path, tiny_images: Path, tmp_path: P
 )
 def test_every_override_trains(override: Path, tiny_images: Path, tmp_path: Path) -> None:
     base = BASES.get(override.stem, "ista_net_pp")
-    small = "--model.init_args.network.features=4"
+    small = [] if base == "idm_small" else ["--model.init_args.network.features=4"]
+    if override.stem == "idm_not_pruned":  # the small U-Net has too few features for injectors in its deepest level
+        small = ["--config", str(override.with_name("idm_no_injectors.yaml"))]
     config = REPOSITORY / f"configs/train/{base}.yaml"
     crop = "--data.crop_size=33"
-    folder = fit(config, tiny_images, tmp_path, "--config", str(override), small, crop)
+    folder = fit(config, tiny_images, tmp_path, "--config", str(override), *small, crop)
     module = load_checkpoint(folder / "model.safetensors")
     written = yaml.safe_load(override.read_text()).get("model", {}).get("init_args", {}).get("network", {})
     for key, value in written.items():

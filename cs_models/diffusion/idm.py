@@ -19,16 +19,13 @@ from torch import Tensor, nn
 
 from cs_models.checkpoints import check_weights
 from cs_models.diffusion.unet import InvertibleUNet, build_unet, initialise, load_unet, prune, widen
-from cs_models.diffusion.wiring import InvertibleSequence, Wired
+from cs_models.diffusion.wiring import InvertibleSequence, Wired, stabilise
 from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator, Sampling
 from cs_models.operators.matrices import load_matrix
 from cs_models.reconstruction import ReconstructionModule, Training
 
-# Where training keeps what the equations divide by or take roots of: every alpha inside (0, 1), since
-# sqrt(1 - alpha_bar) must stay real, and every v at least V_MIN, since rounding grows by about 1 / v per layer on the
-# way back: gradients in float32 are then off by some 1e-6 with every v at 0.5, by some 1e-4 with every v at 0.3.
-V_MIN = 0.3
+# Where training keeps every alpha, since sqrt(1 - alpha_bar) must stay real.
 ALPHA_RANGE = (1e-3, 1 - 1e-3)
 
 
@@ -233,8 +230,7 @@ class IDM(nn.Module):
     def constrain(self) -> None:
         """Project the v's and alphas to where inversion is stable and every step is defined."""
         self.alphas.clamp_(*ALPHA_RANGE)
-        for v in self.all_v():
-            v.clamp_(min=V_MIN)
+        stabilise(self)
 
 
 class IDMModule(ReconstructionModule):

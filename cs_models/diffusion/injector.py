@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cs_models.errors import UserError
-from cs_models.operators import MeasurementOperator
+
+
+class Normal(Protocol):
+    """What an injector needs of an operator: to see an image through it."""
+
+    def normal(self, x: Tensor) -> Tensor:
+        """``A^T A x`` of images ``(N, C, H, W)``."""
+        ...
 
 
 class Injector(nn.Module):
@@ -49,15 +58,17 @@ class Injector(nn.Module):
             nn.Conv2d(3 * image_channels, width, kernel_size, padding="same") for _ in range(steps)
         )
 
-    def forward(self, x: Tensor, step: int, operator: MeasurementOperator, aty: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: int, operator: Normal, aty: Tensor) -> Tensor:
         """Features with what was injected.
 
         Args:
             x: features ``(N, C, H / r, W / r)``.
             step: index t - 1 of the sampling step.
-            operator: A on images of H x W.
+            operator: A on images of H x W, or whatever stands for ``A^T A``.
             aty: ``A^T y``, ``(N, 1 or 3, H, W)``.
         """
-        image = self.to_image[step](F.pixel_shuffle(x, self.scale)).to(aty.dtype)
+        # A shuffle by 1 would copy the features, for the backward pass too.
+        pixels = x if self.scale == 1 else F.pixel_shuffle(x, self.scale)
+        image = self.to_image[step](pixels).to(aty.dtype)
         seen = torch.cat([image, operator.normal(image), aty], dim=1)
         return x + F.pixel_unshuffle(self.to_features[step](seen), self.scale)

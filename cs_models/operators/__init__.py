@@ -9,9 +9,10 @@ from cs_models.operators.bank import Sampling, SamplingBank
 from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error, fold_channels
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
-from cs_models.operators.fourier import FourierOperator
+from cs_models.operators.fourier import MASKS, FourierOperator
 from cs_models.operators.matrices import check_ratio, file_source, load_matrix, take_rows
 from cs_models.operators.pixel import PixelOperator
+from cs_models.operators.radon import RadonOperator, views_for_ratio
 from cs_models.operators.structured import StructuredOperator
 from cs_models.operators.transform2d import Transform2dOperator
 
@@ -22,6 +23,7 @@ __all__ = [
     "MatrixOperator",
     "MeasurementOperator",
     "PixelOperator",
+    "RadonOperator",
     "Sampling",
     "SamplingBank",
     "StructuredOperator",
@@ -31,7 +33,10 @@ __all__ = [
     "make_operator",
 ]
 
-OPERATOR_NAMES = ("block", "structured", "column", "pixel", "fourier", "transform2d")
+OPERATOR_NAMES = (
+    "block", "structured", "column", "pixel", "transform2d", "fourier", "radial", "cartesian", "radon",
+)  # fmt: skip
+SIZED = ("block", "structured", "radon")
 
 
 def make_operator(
@@ -41,9 +46,11 @@ def make_operator(
 
     Args:
         spec: ``block`` (33x33), ``block:32``, ``structured`` (n = 32^2), ``structured:16``, ``column``, ``pixel``,
-            ``fourier`` (radial mask), ``transform2d`` (random signs, then random coefficients of the 2-D DCT), or the
-            path of a `.npy` or `.mat` file. A file holds a mask where it is of the image's size with entries 0 and 1,
-            a column matrix where it has as many columns as the image has rows, and else a block matrix of B^2 columns.
+            ``transform2d`` (random signs, then random coefficients of the 2-D DCT), ``radial`` or ``fourier`` (MRI,
+            radial mask), ``cartesian`` (MRI, columns), ``radon`` (tomography, as many views as the ratio gives),
+            ``radon:20`` (20 views, at a ratio that fits), or the path of a `.npy` or `.mat` file. A file holds a mask
+            where it is of the image's size with entries 0 and 1, a column matrix where it has as many columns as the
+            image has rows, and else a block matrix of B^2 columns.
         ratio: CS ratio in (0, 1].
         image_size: (H, W).
         seed: of the random draw; not used for files.
@@ -58,8 +65,8 @@ def make_operator(
         return _from_file(spec, ratio, image_size, noise_sigma)
     if name not in OPERATOR_NAMES:
         raise UserError(f"unknown operator '{spec}', and no .npy or .mat file{nearest(name, OPERATOR_NAMES)}")
-    if size and (name not in ("block", "structured") or not size.isdecimal() or int(size) < 1):
-        raise UserError(f"cannot read the operator '{spec}'; a size belongs to block or structured, as in block:32")
+    if size and (name not in SIZED or not size.isdecimal() or int(size) < 1):
+        raise UserError(f"cannot read the operator '{spec}'; a number belongs to {', '.join(SIZED)}, as in block:32")
     if name == "block":
         return BlockOperator.gaussian(ratio, image_size, int(size or 33), seed, noise_sigma)
     if name == "structured":
@@ -70,7 +77,21 @@ def make_operator(
         return PixelOperator(image_size, ratio, seed, noise_sigma)
     if name == "transform2d":
         return Transform2dOperator(image_size, ratio, seed, noise_sigma)
-    return FourierOperator.radial(ratio, image_size, seed, noise_sigma)
+    if name == "radon":
+        return _radon(ratio, image_size, size, noise_sigma)
+    return MASKS["radial" if name == "fourier" else name](ratio, image_size, seed, noise_sigma)
+
+
+def _radon(ratio: float, image_size: tuple[int, int], views: str, noise_sigma: float) -> RadonOperator:
+    expected = views_for_ratio(ratio, image_size)
+    if views and int(views) != expected:
+        share = RadonOperator(image_size, int(views)).ratio
+        size = f"{image_size[0]}x{image_size[1]}"
+        raise UserError(
+            f"{views} views measure a {size} image at ratio {share:.3g}, and ratio {ratio:g} means {expected} views; "
+            f"give --ratios {share:.3g}, or --operator radon for the views that the ratio gives"
+        )
+    return RadonOperator(image_size, expected, ratio, noise_sigma)
 
 
 def _from_file(path: str, ratio: float, image_size: tuple[int, int], noise_sigma: float) -> MeasurementOperator:

@@ -169,7 +169,7 @@ class MatrixOperator(MeasurementOperator):
         super().__init__(image_size, matrix.shape[0] / matrix.shape[1] if ratio is None else ratio, noise_sigma)
         self.register_buffer("matrix", matrix)
         self.source = dict(source or {})
-        self._gram_inverse: tuple[Tensor, Tensor] | None = None
+        self._inverses: tuple[Tensor, Tensor] | None = None
 
     @cached_property
     def orthonormal(self) -> bool:
@@ -196,26 +196,31 @@ class MatrixOperator(MeasurementOperator):
 
     @full_precision
     def pinv(self, y: Tensor) -> Tensor:
-        # A^+ = A^T (A A^T)^+ holds for any A. Where blocks are cut by the image's border, A A^T differs from
-        # signal to signal: only the pixels inside the image count.
+        # Where blocks are cut by the image's border, A differs from signal to signal: only the pixels inside count.
         # Rows kept in float32 are orthonormal to float32's rounding, which is too little in float64.
         if self.orthonormal and self.padded_size == self.image_size and y.dtype != torch.float64:
             return self.adjoint(y)
-        if self._gram_inverse is None:
-            self._gram_inverse = self._invert_grams()
-        kinds, inverses = self._gram_inverse
+        if self._inverses is None:
+            self._inverses = self._invert()
+        kinds, inverses = self._inverses
         inverses = inverses.to(y)
         if len(inverses) == 1:
-            return self.adjoint(y @ inverses[0])
-        weighted = torch.einsum("nclm,lmk->nclk", y, inverses[kinds.to(y.device)])
-        return self.adjoint(weighted)
+            return self.image(y @ inverses[0].T)
+        signals = y.new_empty(*y.shape[:-1], self.matrix.shape[1])
+        for kind, inverse in enumerate(inverses):
+            members = (kinds == kind).to(y.device)
+            signals[:, :, members] = y[:, :, members] @ inverse.T
+        return self.image(signals)
 
-    def _invert_grams(self) -> tuple[Tensor, Tensor]:
-        """Kind of each signal ``(L,)`` and pseudo-inverse of ``A A^T`` of each kind ``(kinds, M, M)``."""
-        inside = self.signals(torch.ones(1, 1, *self.image_size, dtype=self.matrix.dtype, device=self.matrix.device))
-        masks, kinds = torch.unique(inside[0, 0], dim=0, return_inverse=True)
+    def _invert(self) -> tuple[Tensor, Tensor]:
+        """Kind of each signal ``(L,)`` and pseudo-inverse of what measures each kind ``(kinds, n, M)``."""
+        pixels = self.signals(torch.ones(1, 1, *self.image_size, dtype=self.matrix.dtype, device=self.matrix.device))
+        masks, kinds = torch.unique(pixels[0, 0], dim=0, return_inverse=True)
         matrix = self.matrix.double()
-        return kinds, torch.stack([_invert_gram(matrix[:, mask > 0]) for mask in masks])
+        nothing = matrix.new_zeros(matrix.T.shape)
+        places = [mask.nonzero()[:, 0] for mask in masks]
+        inverses = [nothing.index_copy(0, inside, _pseudo_inverse(matrix[:, inside])) for inside in places]
+        return kinds, torch.stack(inverses)
 
     def _facts(self, kind: str) -> dict[str, Any]:
         return {
@@ -276,16 +281,15 @@ class SquareBlocksOperator(MatrixOperator):
         return F.pad(x, (0, padded_width - width, 0, padded_height - height))
 
 
-def _invert_gram(rows: Tensor) -> Tensor:
-    """Pseudo-inverse ``(M, M)`` of ``R R^T`` for R ``(M, n)`` in float64; n < M where the border cuts a block."""
+def _pseudo_inverse(rows: Tensor) -> Tensor:
+    """Pseudo-inverse ``(n, M)`` of rows ``(M, n)`` in float64, of any rank; n < M where the border cuts a block."""
     tall = rows.shape[0] > rows.shape[1]
     factor, failed = torch.linalg.cholesky_ex(rows.T @ rows if tall else rows @ rows.T)
     pivots = factor.diagonal().square()
-    # Cholesky takes a fraction of the time of eigenvalues, but needs full rank.
+    # Cholesky takes a fraction of the time of singular values, but needs full rank.
     if failed or pivots.min() < FULL_RANK * pivots.max():
-        return torch.linalg.pinv(rows @ rows.T, hermitian=True)
-    inverse = torch.cholesky_inverse(factor)
-    return rows @ inverse @ inverse @ rows.T if tall else inverse
+        return torch.linalg.pinv(rows, rtol=1e-9)
+    return torch.cholesky_solve(rows.T, factor) if tall else torch.cholesky_solve(rows, factor).T
 
 
 def fold_channels(x: Tensor) -> tuple[Tensor, int]:

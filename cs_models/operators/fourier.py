@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,19 @@ class FourierOperator(MeasurementOperator):
         self.register_buffer("coefficients", mask.flatten().nonzero()[:, 0])
 
     @classmethod
+    def cartesian(
+        cls, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
+    ) -> FourierOperator:
+        """Whole columns of the spectrum, as a scanner's phase encoding gives them: the lowest 4 % and random others.
+
+        The density of the others falls with the frequency. Columns of opposite frequencies are taken together, so that
+        the mask is point-symmetric; a smaller ratio's mask is part of a larger one's.
+        """
+        check_ratio(ratio)
+        mask = torch.from_numpy(_cartesian_mask(ratio, image_size, seed))
+        return cls(mask, ratio, noise_sigma, source={"seed": seed, "pattern": "cartesian"})
+
+    @classmethod
     def radial(
         cls, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
     ) -> FourierOperator:
@@ -69,17 +83,18 @@ class FourierOperator(MeasurementOperator):
     def resized(self, height: int, width: int) -> FourierOperator:
         if (height, width) == self.image_size:
             return self
-        if "seed" not in self.source:
+        if "pattern" not in self.source:
             raise UserError(
                 f"this Fourier mask is for {self.image_size[0]}x{self.image_size[1]} images, not {height}x{width}"
             )
-        return FourierOperator.radial(self.ratio, (height, width), self.source["seed"], self.noise_sigma).to(
-            self.mask.device
-        )
+        draw = MASKS[self.source["pattern"]]
+        other = draw(self.ratio, (height, width), self.source["seed"], self.noise_sigma)
+        return other.to(self.mask.device)
 
     @property
     def spec(self) -> dict[str, Any]:
-        return {"kind": "fourier", "ratio": self.ratio, "complex_images": self.complex_images, **self.source}
+        kind = self.source.get("pattern", "fourier")
+        return {"kind": kind, "ratio": self.ratio, "complex_images": self.complex_images, **self.source}
 
     def forward(self, x: Tensor) -> Tensor:
         spectrum = torch.fft.fft2(x, norm="ortho")
@@ -109,6 +124,27 @@ class FourierOperator(MeasurementOperator):
     def _to_image(self, spectrum: Tensor) -> Tensor:
         image = torch.fft.ifft2(spectrum, norm="ortho")
         return image if self.complex_images else image.real
+
+
+# The masks that are drawn for any image size.
+MASKS: dict[str, Callable[[float, tuple[int, int], int, float], FourierOperator]] = {
+    "radial": FourierOperator.radial,
+    "cartesian": FourierOperator.cartesian,
+}
+
+
+def _cartesian_mask(ratio: float, image_size: tuple[int, int], seed: int) -> np.ndarray:
+    height, width = image_size
+    frequencies = np.arange(width // 2 + 1)
+    # The largest of (log of the density + Gumbel noise) first: draws without replacement, nested in their number.
+    noise = np.random.RandomState(seed).gumbel(size=len(frequencies))
+    keys = np.where(frequencies <= 0.02 * width, np.inf, noise - np.log(np.maximum(frequencies, 1)))
+    columns = np.zeros(width, dtype=bool)
+    for frequency in np.lexsort((frequencies, -keys)):
+        if columns.mean() >= ratio:
+            break
+        columns[[frequency, -frequency % width]] = True
+    return np.tile(columns, (height, 1))
 
 
 def _radial_mask(ratio: float, image_size: tuple[int, int], seed: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Solution
 from cs_models.sparse.solver import check_measurements
-from cs_models.sparse.transforms import DCT, DCT2d
+from cs_models.transforms import DCT, DCT2d
 
 
 class SparseProblem(ABC):

@@ -18,8 +18,8 @@ from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.sparse.convex import ConvexSolver, constant_image, image_norm, operator_norm_squared, solution
 from cs_models.sparse.solver import check_measurements
-from cs_models.sparse.transforms import BlockDCT2d, DCT2d, OrthonormalTransform
 from cs_models.sparse.wavelets import Wavelet2d
+from cs_models.transforms import BlockDCT2d, DCT2d, OrthonormalTransform
 
 PEAK = 255.0
 

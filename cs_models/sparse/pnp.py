@@ -15,8 +15,8 @@ from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.sparse.convex import ConvexSolver, DataProximal, State, constant_image, relative, solution
 from cs_models.sparse.solver import as_json, check_measurements
-from cs_models.sparse.transforms import dct_matrix
 from cs_models.sparse.tv import pad_to
+from cs_models.transforms import dct_matrix
 
 Denoiser = Callable[[Tensor, float], Tensor]
 """Maps images ``(N, C, H, W)`` in [0, 1] and the standard deviation of their noise to cleaner images."""

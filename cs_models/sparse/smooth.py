@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cs_models.operators.base import MeasurementOperator
 from cs_models.sparse.convex import image_dot, per_image
-from cs_models.sparse.transforms import DCT2d
+from cs_models.transforms import DCT2d
 
 
 def smooth_image(y: Tensor, operator: MeasurementOperator, weight: float, iterations: int) -> Tensor:

@@ -18,7 +18,7 @@ from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Solution
 from cs_models.sparse.convex import ConvexSolver, DataProximal, State, Step, constant_image, relative, solution
 from cs_models.sparse.solver import check_measurements
-from cs_models.sparse.transforms import DCT2d, dct, idct
+from cs_models.transforms import DCT2d, dct, idct
 
 # Steps of ADMM, chosen on Train400: rho = weight / JUMP, so the gradient is shrunk by JUMP grey values (1 is white) in
 # an iteration, and COUPLING rho for the copy of the image. They change the speed and not the minimiser.

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.errors import UserError, nearest
-from cs_models.sparse.transforms import OrthonormalTransform
+from cs_models.transforms import OrthonormalTransform
 
 ORTHOGONAL_FAMILIES = ("haar", "db", "sym", "coif", "dmey")
 

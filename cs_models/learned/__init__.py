@@ -1,0 +1,1 @@
+"""Networks that learn their sampling together with the reconstruction."""

@@ -1,0 +1,102 @@
+"""Sampling that training changes: the matrix of a block operator as a function of parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cs_models.operators.block import BlockOperator
+from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, rows_for_ratio
+from cs_models.transforms import dct_matrix
+
+Start = Literal["gaussian", "signs", "dct"]
+
+
+class LearnedBlocks(nn.Module, ABC):
+    """Trainable sampling of B x B blocks.
+
+    It is no operator, it makes them: `operator` gives the sampling of this moment as a `BlockOperator` of its own,
+    which obeys the operators' laws and keeps doing so while training moves on, and through which gradients flow back.
+
+    Attributes:
+        ratio: nominal CS ratio.
+        block_size: B.
+    """
+
+    def __init__(self, ratio: float, block_size: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.block_size = block_size
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """Phi ``(M, B^2)``, differentiable in the parameters."""
+
+    def operator(
+        self, image_size: tuple[int, int], noise_sigma: float = 0.0, source: dict[str, Any] | None = None
+    ) -> BlockOperator:
+        """The sampling of this moment for images ``(H, W)``; see `BlockOperator` for the other arguments."""
+        # A copy, since the optimiser changes parameters in their place.
+        return BlockOperator(self.matrix().clone(), image_size, self.ratio, noise_sigma, source)
+
+    def constrain(self) -> None:
+        """Project the parameters to where they must lie, for after an optimiser step; by default anywhere."""
+
+
+class DenseBlocks(LearnedBlocks):
+    """Every entry of the matrix is a parameter, or the sign of one.
+
+    Binary matrices have entries ``+-1 / B``, the signs of real weights. The gradient passes the sign as if it were not
+    there (straight-through: Courbariaux et al., "Binarized Neural Networks", 2016), and the weights are kept within
+    ``+-1 / B``, so that none runs off to where it could never turn.
+
+    Attributes:
+        weight: ``(M, B^2)``.
+        binary: whether only the signs of the weights sample.
+    """
+
+    def __init__(
+        self, ratio: float, block_size: int, start: Start = "gaussian", binary: bool = False, seed: int = 0
+    ) -> None:
+        """
+        Args:
+            ratio: CS ratio in (0, 1]; ``M = floor(ratio B^2 + 1/2)``.
+            block_size: B.
+            start: "gaussian" with orthonormal rows; "signs", random ones of ``1 / B``; "dct", the two-dimensional
+                cosines of lowest frequency.
+            binary: see above.
+            seed: of the random starts.
+        """
+        super().__init__(ratio, block_size)
+        self.binary = binary
+        rows = rows_for_ratio(ratio, block_size**2)
+        self.weight = nn.Parameter(_start(start, rows, block_size, seed).float())
+        self.constrain()
+
+    def matrix(self) -> Tensor:
+        if not self.binary:
+            return self.weight
+        signs = torch.where(self.weight.detach() >= 0, 1.0, -1.0).to(self.weight) / self.block_size
+        return signs + (self.weight - self.weight.detach())
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        if self.binary:
+            self.weight.clamp_(-1 / self.block_size, 1 / self.block_size)
+
+
+def _start(start: Start, rows: int, size: int, seed: int) -> Tensor:
+    """Matrix ``(M, B^2)`` in float64 that training starts from."""
+    if start == "gaussian":
+        return orthonormal_rows(gaussian_matrix(rows, size**2, seed))
+    if start == "signs":
+        return torch.from_numpy(2.0 * np.random.RandomState(seed).randint(0, 2, (rows, size**2)) - 1) / size
+    cosines = dct_matrix(size, torch.float64, torch.device("cpu"))
+    frequencies = torch.arange(size)
+    radius = frequencies[:, None] ** 2 + frequencies**2
+    lowest = radius.flatten().argsort(stable=True)[:rows]
+    return torch.kron(cosines, cosines)[lowest]

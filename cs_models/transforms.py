@@ -58,10 +58,10 @@ class DCT2d(OrthonormalTransform):
     """The orthonormal 2-D DCT-II of the last two dimensions ``(..., H, W)``, of any size."""
 
     def synthesis(self, coefficients: Tensor) -> Tensor:
-        return idct(idct(coefficients, dim=-2))
+        return _Cosine.apply(coefficients, (-2, -1), True)
 
     def analysis(self, signal: Tensor) -> Tensor:
-        return dct(dct(signal, dim=-2))
+        return _Cosine.apply(signal, (-2, -1), False)
 
 
 class BlockDCT2d(OrthonormalTransform):
@@ -92,12 +92,12 @@ class BlockDCT2d(OrthonormalTransform):
 
 def dct(x: Tensor, dim: int = -1) -> Tensor:
     """Orthonormal DCT-II along `dim`, differentiable; `idct` undoes it."""
-    return _Cosine.apply(x, dim, False)
+    return _Cosine.apply(x, (dim,), False)
 
 
 def idct(x: Tensor, dim: int = -1) -> Tensor:
     """Inverse (and transpose) of `dct`, along `dim`."""
-    return _Cosine.apply(x, dim, True)
+    return _Cosine.apply(x, (dim,), True)
 
 
 @lru_cache(maxsize=16)
@@ -111,27 +111,36 @@ def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device 
 
 
 class _Cosine(torch.autograd.Function):
-    """DCT or its inverse along one dimension; each is the gradient of the other."""
+    """DCT or its inverse along some dimensions; each is the gradient of the other."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, inverse: bool) -> Tensor:
-        ctx.dim, ctx.inverse = dim, inverse
-        n = x.shape[dim]
-        if n < DENSE_BELOW:
-            matrix = dct_matrix(n, x.dtype, x.device)
-            right = matrix if inverse else matrix.T
-            return x @ right if dim == -1 else torch.movedim(torch.movedim(x, dim, -1) @ right, -1, dim)
-        if x.device.type == "cpu":
-            transform = scipy.fft.idct if inverse else scipy.fft.dct
-            wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
-            values = transform(wide.numpy(), axis=dim, norm="ortho", workers=torch.get_num_threads())
-            return torch.from_numpy(values).to(x.dtype)
-        along = torch.movedim(x, dim, -1)
-        return torch.movedim(_idct_by_fft(along) if inverse else _dct_by_fft(along), -1, dim)
+    def forward(ctx: Any, x: Tensor, dims: tuple[int, ...], inverse: bool) -> Tensor:
+        ctx.dims, ctx.inverse = dims, inverse
+        values = x.detach()
+        for dim in dims:
+            values = _cosine(values, dim, inverse, overwrite=dim != dims[0])
+        return values
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _Cosine.apply(gradients[0], ctx.dim, not ctx.inverse), None, None
+        return _Cosine.apply(gradients[0], ctx.dims, not ctx.inverse), None, None
+
+
+def _cosine(x: Tensor, dim: int, inverse: bool, overwrite: bool) -> Tensor:
+    """DCT or its inverse along one dimension; `overwrite` allows the result to take the place of x."""
+    n = x.shape[dim]
+    if n < DENSE_BELOW:
+        matrix = dct_matrix(n, x.dtype, x.device)
+        right = matrix if inverse else matrix.T
+        return x @ right if dim == -1 else torch.movedim(torch.movedim(x, dim, -1) @ right, -1, dim)
+    if x.device.type == "cpu":
+        transform = scipy.fft.idct if inverse else scipy.fft.dct
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        workers = torch.get_num_threads()
+        values = transform(wide.numpy(), axis=dim, norm="ortho", overwrite_x=overwrite, workers=workers)
+        return torch.from_numpy(values).to(x.dtype)
+    along = torch.movedim(x, dim, -1)
+    return torch.movedim(_idct_by_fft(along) if inverse else _dct_by_fft(along), -1, dim)
 
 
 def _twiddle(x: Tensor, n: int) -> Tensor:

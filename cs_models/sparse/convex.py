@@ -78,7 +78,8 @@ def image_norm(x: Tensor) -> Tensor:
 
 def image_dot(a: Tensor, b: Tensor) -> Tensor:
     """Real inner product for each image: ``(N, ...)`` and ``(N, ...)`` to ``(N,)``."""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).real
+    # Unlike vecdot, einsum keeps no product of the size of the images.
+    return torch.einsum("nk,nk->n", a.flatten(1).conj(), b.flatten(1)).real
 
 
 def relative(change: Tensor, reference: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class DataProximal:
             weights = residual @ self._inverse
         else:
             weights = residual * self._inverse
-        return v + self.operator.adjoint(weights)
+        return self.operator.adjoint(weights).add_(v)
 
     def _gram(self, k: Tensor) -> Tensor:
         return self.operator(self.operator.adjoint(k)) + self.rho * k

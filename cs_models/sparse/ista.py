@@ -18,9 +18,8 @@ class ISTA(L1Solver):
     def _minimise(self, problem: L1Problem, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def step(state: State) -> tuple[State, Tensor]:
             s, y = state
-            gradient = problem.gradient(problem.residual(s, y))
-            moved = problem.shrink(s - gradient / problem.lipschitz)
-            return (moved, y), relative(moved - s, moved)
+            moved = problem.descend(s, problem.gradient(problem.residual(s, y)))
+            return (moved, y), relative(s.sub_(moved), moved)
 
         return self._iterate((problem.start(y), y), step)
 
@@ -35,11 +34,10 @@ class FISTA(L1Solver):
     def _minimise(self, problem: L1Problem, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def step(state: State) -> tuple[State, Tensor]:
             s, ahead, momentum, y = state
-            moved = problem.gradient(problem.residual(ahead, y)).div_(-problem.lipschitz).add_(ahead)
-            moved = problem.shrink(moved)
+            moved = problem.descend(ahead, problem.gradient(problem.residual(ahead, y)))
             jump = ahead.sub_(moved)
             change = relative(jump, moved)
-            stride = moved - s
+            stride = s.neg_().add_(moved)
             momentum = torch.where(image_dot(jump, stride) > 0, 1.0, momentum)
             following = (1 + torch.sqrt(1 + 4 * momentum**2)) / 2
             stride.mul_(per_image((momentum - 1) / following, stride)).add_(moved)

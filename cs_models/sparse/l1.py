@@ -79,17 +79,17 @@ class L1Problem:
 
     def value(self, s: Tensor, residual: Tensor) -> Tensor:
         """F of each image ``(N,)``, on the scale of [0, 1]."""
-        return image_norm(residual).square() + (self.threshold * s.abs()).flatten(1).sum(1)
+        return image_norm(residual).square() + s.abs().mul_(self.threshold).flatten(1).sum(1)
 
-    def shrink(self, s: Tensor) -> Tensor:
-        """Soft thresholding, the proximal map of the penalty divided by `lipschitz`."""
-        return soft_threshold(s, self.threshold / self.lipschitz)
+    def descend(self, s: Tensor, gradient: Tensor) -> Tensor:
+        """A proximal gradient step of length ``1 / lipschitz`` from s; takes over the gradient's memory."""
+        return soft_threshold(gradient.div_(-self.lipschitz).add_(s), self.threshold / self.lipschitz)
 
 
 def soft_threshold(values: Tensor, threshold: float | Tensor) -> Tensor:
     """Values moved towards 0 by the threshold, and to 0 where they are closer."""
     if isinstance(threshold, Tensor):
-        return values - torch.clamp(values, -threshold, threshold)
+        return torch.clamp(values, -threshold, threshold).neg_().add_(values)
     return F.softshrink(values, threshold)
 
 

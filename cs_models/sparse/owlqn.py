@@ -39,15 +39,17 @@ class OWLQN(L1Solver):
             slope = pseudo_gradient(s, gradient, problem.threshold)
             direction = quasi_newton(slope, history, problem.lipschitz)
             # Components that point uphill are left out: the projection on the orthant needs a descent in each of them.
-            direction = torch.where(direction * slope < 0, direction, 0)
+            direction.masked_fill_(direction * slope >= 0, 0)
             moved, moved_value, residual = line_search(problem, y, s, value, slope, direction)
             moved_gradient = problem.gradient(residual)
             stuck = moved_value >= value
             modelled = sum((part for part in history if part.ndim == 1), torch.zeros_like(value)) > 0
-            history = [*history, *curvature_pair(moved - s, moved_gradient - gradient)][-3 * self.memory :]
+            # The old s and gradient are not needed any more: their memory takes the pair.
+            move, bend = s.neg_().add_(moved), gradient.neg_().add_(moved_gradient)
+            history = [*history, *curvature_pair(move, bend)][-3 * self.memory :]
             # A product of 0 takes a pair out of the model.
             history = [torch.where(stuck, 0, part) if part.ndim == 1 else part for part in history]
-            change = relative(problem.shrink(moved - moved_gradient / problem.lipschitz) - moved, moved)
+            change = relative(problem.descend(moved, moved_gradient.clone()).sub_(moved), moved)
             # Where not even the plain gradient lowers F, rounding has hidden what is left of it.
             change = torch.where(stuck & ~modelled, 0, change)
             return (moved, moved_value, moved_gradient, y, *history), change
@@ -59,7 +61,7 @@ class OWLQN(L1Solver):
 
 def pseudo_gradient(s: Tensor, gradient: Tensor, threshold: float | Tensor) -> Tensor:
     """The steepest one-sided slope of F: that of the penalty has two values where s is 0."""
-    return torch.where(s == 0, soft_threshold(gradient, threshold), gradient + threshold * s.sign())
+    return torch.where(s == 0, soft_threshold(gradient, threshold), s.sign().mul_(threshold).add_(gradient))
 
 
 def quasi_newton(slope: Tensor, history: list[Tensor], lipschitz: float) -> Tensor:
@@ -74,15 +76,15 @@ def quasi_newton(slope: Tensor, history: list[Tensor], lipschitz: float) -> Tens
     direction, parts = -slope, []
     for move, bend, inverse in reversed(pairs):
         part = inverse * image_dot(move, direction)
-        direction = direction - per_image(part, bend) * bend
+        direction.addcmul_(per_image(part, bend), bend, value=-1)
         parts.append(part)
     scale = torch.full_like(slope.flatten(1)[:, 0], 1 / lipschitz)
     for _, bend, inverse in pairs:
         energy = inverse * image_dot(bend, bend)
         scale = torch.where(energy > 0, 1 / energy, scale)
-    direction = direction * per_image(scale, direction)
+    direction.mul_(per_image(scale, direction))
     for (move, bend, inverse), part in zip(pairs, reversed(parts), strict=True):
-        direction = direction + per_image(part - inverse * image_dot(bend, direction), move) * move
+        direction.addcmul_(per_image(part - inverse * image_dot(bend, direction), move), move)
     return direction
 
 
@@ -101,11 +103,11 @@ def line_search(
     Returns:
         The next s, its F ``(N,)`` and its residual; s itself for an image that finds no step.
     """
-    orthant = torch.where(s == 0, -slope.sign(), s.sign())
+    orthant = torch.where(s == 0, -slope, s).sign_()
     step = torch.ones_like(value)
     for _ in range(HALVINGS):
-        moved = s + per_image(step, direction) * direction
-        moved = torch.where(moved * orthant <= 0, 0, moved)
+        moved = torch.addcmul(s, per_image(step, direction), direction)
+        moved.masked_fill_(moved * orthant <= 0, 0)
         residual = problem.residual(moved, y)
         moved_value = problem.value(moved, residual)
         falls = moved_value <= value + SUFFICIENT_DECREASE * image_dot(slope, moved - s)

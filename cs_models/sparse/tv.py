@@ -56,17 +56,8 @@ class TotalVariation(ConvexSolver):
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         check_measurements(y, operator)
         weight = self.weight_for(operator)
-        start = constant_image(y, operator)
-        start = start + operator.pinv(y - operator(start))
-        z = gradient(start)
-        if isinstance(operator, ColumnOperator):
-            state: State = (start, z, torch.zeros_like(z), y)
-            step = self._sylvester_step(operator, weight)
-        else:
-            w = pad_to(start, operator.padded_size)
-            state = (start, z, torch.zeros_like(z), w, torch.zeros_like(w), y)
-            step = self._split_step(operator, weight, y)
-        x, iterations, converged = self._iterate(state, step)
+        make_step = self._sylvester_step if isinstance(operator, ColumnOperator) else self._split_step
+        x, iterations, converged = self._iterate(self._start(y, operator), make_step(operator, weight, y))
         return solution(x, y, operator, iterations, converged)
 
     def weight_for(self, operator: MeasurementOperator) -> float:
@@ -80,7 +71,18 @@ class TotalVariation(ConvexSolver):
         data = (operator(x) - y).abs().square().flatten(1).sum(1) / 2
         return data + self.weight_for(operator) * lengths.flatten(1).sum(1)
 
-    def _sylvester_step(self, operator: ColumnOperator, weight: float) -> Step:
+    def _start(self, y: Tensor, operator: MeasurementOperator) -> State:
+        """From the nearest image to a constant one that explains the measurements; the multipliers start at 0."""
+        start = constant_image(y, operator)
+        start = start + operator.pinv(y - operator(start))
+        z = gradient(start)
+        if isinstance(operator, ColumnOperator):
+            return start, z, torch.zeros_like(z), y
+        w = pad_to(start, operator.padded_size)
+        return start, z, torch.zeros_like(z), w, torch.zeros_like(w), y
+
+    def _sylvester_step(self, operator: MeasurementOperator, weight: float, y: Tensor) -> Step:
+        assert isinstance(operator, ColumnOperator)
         rho = weight / JUMP
         height, width = operator.image_size
         matrix = operator.matrix.double()

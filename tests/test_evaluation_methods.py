@@ -60,9 +60,9 @@ def test_the_linear_estimator_is_the_least_squares_solution_over_the_blocks() ->
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", ["pixel", "structured:4", "fourier"])
+@pytest.mark.parametrize("spec", ["pixel", "structured:16", "fourier"])
 def test_the_linear_estimate_of_whole_images_is_that_of_a_markov_field(spec: str) -> None:
-    height, width = 8, 12
+    height, width = 32, 48
     operator = make_operator(spec, 0.4, (height, width)).double()
     x = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     field = markov_field("bundled-train")
@@ -74,7 +74,7 @@ def test_the_linear_estimate_of_whole_images_is_that_of_a_markov_field(spec: str
     gain = c @ real.T @ torch.linalg.inv(real @ c @ real.T + 1e-6 * torch.eye(len(real), dtype=torch.float64))
     expected = field.mean + gain @ real @ (x - field.mean).flatten()
     result = LinearEstimate().reconstruct(operator(x), operator).flatten()
-    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-3)
 
 
 def test_the_second_moment_is_that_of_pictures() -> None:

@@ -160,22 +160,37 @@ class DataProximal:
         return self.operator(self.operator.adjoint(k)) + self.rho * k
 
 
-def conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, iterations: int = 20) -> Tensor:
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    right: Tensor,
+    iterations: int = 20,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float = 0.0,
+) -> Tensor:
     """Solve ``M k = right`` for each image of a batch ``(N, ...)``.
 
     Args:
         apply: k -> M k, symmetric and positive definite.
         right: right-hand sides.
-        iterations: fixed; how near they come depends on the condition of M.
+        iterations: at most; how near they come depends on the condition of M.
+        precondition: k -> about ``M^-1 k``, symmetric and positive definite.
+        tolerance: an image is left as it is once the norm of its residual is at most this share of the right-hand
+            side's.
     """
-    k, residual, direction = torch.zeros_like(right), right, right
-    energy = image_dot(residual, residual)
+    k, residual = torch.zeros_like(right), right
+    direction = right if precondition is None else precondition(right)
+    energy = image_dot(residual, direction)
     tiny = torch.finfo(energy.dtype).tiny
     for _ in range(iterations):
+        # What an image has reached must not depend on its neighbours in the batch.
+        active = relative(residual, right) > tolerance
+        if not active.any():
+            break
         mapped = apply(direction)
-        step = per_image(energy / image_dot(direction, mapped).clamp_min(tiny), right)
-        k, residual = k + step * direction, residual - step * mapped
-        following = image_dot(residual, residual)
-        direction = residual + per_image(following / energy.clamp_min(tiny), right) * direction
+        step = torch.where(active, energy / image_dot(direction, mapped).clamp_min(tiny), 0)
+        k, residual = k + per_image(step, right) * direction, residual - per_image(step, right) * mapped
+        turned = residual if precondition is None else precondition(residual)
+        following = image_dot(residual, turned)
+        direction = turned + per_image(following / energy.clamp_min(tiny), right) * direction
         energy = following
     return k

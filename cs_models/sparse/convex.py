@@ -123,8 +123,9 @@ def has_orthonormal_rows(operator: MeasurementOperator) -> bool:
 
 
 def _probe(operator: MeasurementOperator) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, 1, *operator.image_size, generator=generator).to(next(operator.buffers()).device)
+    dtype = next((buffer.dtype for buffer in operator.buffers() if buffer.is_floating_point()), torch.float32)
+    probe = torch.randn(1, 1, *operator.image_size, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    return probe.to(next(operator.buffers()).device)
 
 
 class DataProximal:

@@ -56,7 +56,8 @@ class LinearEstimate(Reconstructor):
     Of blocks, C is the second moment of the blocks of training photographs; with blocks X and Y = Phi X, Q is the
     ``X Y^T (Y Y^T)^-1`` that ISTA-Net starts from. Operators that see the whole image get the covariance of a
     stationary separable Markov field, whose mean, variance and correlation of neighbours are those of the same
-    photographs, by conjugate gradients.
+    photographs, by conjugate gradients. With rows far from orthonormal (tomography) these end before the estimate is
+    reached.
     """
 
     def __init__(self, training_set: str = "bundled-train") -> None:

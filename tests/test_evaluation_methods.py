@@ -26,6 +26,34 @@ def test_every_method_reconstructs_and_names_its_settings(name: str, tiny_ddpm: 
     assert json.loads(json.dumps(method.settings())) is not None
 
 
+def documented_pairs() -> list[tuple[str, str, bool]]:
+    """Method, operator and whether it takes it, from the table of docs/solvers.md."""
+    operators = ["block:16", "structured:16", "column", "pixel", "fourier", "transform2d"]
+    page = (Path(__file__).parent.parent / "docs/solvers.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    table = [row for row in rows if len(row) == 2 + len(operators)]
+    assert table, "docs/solvers.md has lost its table of solvers and operators"
+    return [
+        (method.strip("` "), operator, cell != "-")
+        for methods, *cells in table
+        for method in methods.split(",")
+        for operator, cell in zip(operators, cells[:-1], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("name", "spec", "taken"), documented_pairs())
+def test_each_solver_takes_the_operators_that_the_docs_say(name: str, spec: str, taken: bool) -> None:
+    operator = make_operator(spec, 0.4, (32, 32))
+    x = torch.linspace(0, 1, 32)[:, None].expand(1, 1, 32, 32).contiguous()
+    method = build_method(name, 0.4)
+    if taken:
+        assert torch.isfinite(method.reconstruct(operator(x), operator)).all()
+    else:
+        with pytest.raises(UserError) as error:
+            method.reconstruct(operator(x), operator)
+        assert "\n" not in str(error.value)
+
+
 def test_settings_have_the_types_of_the_constructor() -> None:
     settings = build_method("clomp:released=true:epochs=7:w_tv=0.5", 0.3).settings()
     assert (settings["released"], settings["epochs"], settings["w_tv"]) == (True, 7, 0.5)

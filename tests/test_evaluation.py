@@ -212,6 +212,21 @@ def test_batches_do_not_change_the_scores(data: Path, tmp_path: Path) -> None:
         assert float(row["psnr_db"]) == pytest.approx(float(expected[key]["psnr_db"]), abs=1e-3)
 
 
+@pytest.mark.parametrize(("large", "times"), [(10**9, 2), (0, 1)])
+def test_a_large_image_is_reconstructed_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int, times: int
+) -> None:
+    calls = []
+    solve = ISTANetPPModule.solve
+    monkeypatch.setattr("cs_models.evaluation.loop.LARGE_IMAGE", large)
+    monkeypatch.setattr(ISTANetPPModule, "solve", lambda self, y, A: calls.append(y.shape) or solve(self, y, A))
+    network, out = str(save_network(tmp_path / "network.safetensors")), tmp_path / "out"
+    assert main(command(data, out, "--limit", "1", methods=network)) == 0
+    rows = list(read_rows(out / "per_image.csv"))
+    assert len(calls) == len(rows) * times
+    assert all(row.macs for row in rows)
+
+
 def test_a_network_row_says_what_it_is(data: Path, tmp_path: Path) -> None:
     network = str(save_network(tmp_path / "network.safetensors"))
     out = tmp_path / "out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed
@@ -19,6 +20,12 @@ from cs_models.evaluation.protocol import measure, operator_label, score, score_
 from cs_models.evaluation.results import ResultsFile, Row, only_writer
 from cs_models.operators import MeasurementOperator
 from cs_models.reconstruction import Solution
+
+SizeKey = tuple[Candidate, torch.Size]
+"""A method, and channels, height and width of images."""
+
+# Samples of an image whose first reconstruction is timed without a warm-up on a CPU.
+LARGE_IMAGE = 1_000_000
 
 
 def run(plan: Plan) -> list[Row]:
@@ -59,7 +66,8 @@ class _Worker:
         self.done = {row.run_key for row in self.table.rows()}
         # Nobody adds a row before everybody has read the table.
         fabric.barrier()
-        self._macs: dict[tuple[Candidate, torch.Size], int | None] = {}
+        self._seen: set[SizeKey] = set()
+        self._macs: dict[SizeKey, int] = {}
 
     def run(self) -> None:
         """Compute this process's share of the rows.
@@ -123,8 +131,13 @@ class _Worker:
         images = torch.stack([task.image for task in batch]).to(self.plan.device)
         operator = self.plan.operator(case, images[0])
         y = torch.cat([measure(operator, image, case.seed, options.measuring.bits) for image in images])
-        macs = self._warm_up(candidate, y[:1], operator)
-        solution, seconds, peak_memory_mb = self._timed_solve(candidate, y, operator)
+        key = (candidate, images.shape[1:])
+        if key not in self._seen and not self._warms_itself(candidate, images):
+            with self._counting(key):
+                candidate.solve(y[:1], operator)
+        self._seen.add(key)
+        with self._counting(key, len(batch)):
+            solution, seconds, peak_memory_mb = self._timed_solve(candidate, y, operator)
         estimates = solution.x.float().clamp(0, 1).cpu()
         for index, (task, estimate) in enumerate(zip(batch, estimates, strict=True)):
             if task.pictures is not None:
@@ -154,25 +167,29 @@ class _Worker:
                 height=images.shape[-2],
                 width=images.shape[-1],
                 parameters=_parameters(candidate),
-                macs=macs,
+                macs=self._macs.get(key),
                 peak_memory_mb=peak_memory_mb,
                 settings_key=short_hash(candidate.facts),
                 **scores,
             )
 
-    def _warm_up(self, candidate: Candidate, y: Tensor, operator: MeasurementOperator) -> int | None:
-        """Reconstruct once untimed before the first image of each size, and count a network's multiply-adds.
+    def _warms_itself(self, candidate: Candidate, images: Tensor) -> bool:
+        """Whether the first image of a size needs no untimed reconstruction before it.
 
-        Solvers on the CPU have nothing to warm up but what trying them out before the run has done.
+        Solvers on the CPU have nothing to warm up but what trying them out before the run has done, and what a network
+        has is little beside the time of a large image.
         """
-        if candidate.network is None and self.plan.device.type == "cpu":
-            return None
-        key = (candidate, y.shape)
-        if key not in self._macs:
-            with FlopCounterMode(display=False) as counter:
-                candidate.solve(y, operator)
-            self._macs[key] = counter.get_total_flops() // 2 if candidate.network else None
-        return self._macs[key]
+        return self.plan.device.type == "cpu" and (candidate.network is None or images[0].numel() > LARGE_IMAGE)
+
+    @contextmanager
+    def _counting(self, key: SizeKey, images: int = 1) -> Iterator[None]:
+        """Count a network's multiply-adds for one image of a size, unless they are known."""
+        if key[0].network is None or key in self._macs:
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self._macs[key] = counter.get_total_flops() // 2 // images
 
     def _timed_solve(
         self, candidate: Candidate, y: Tensor, operator: MeasurementOperator

@@ -6,7 +6,6 @@ ours become modules that it can call. Denoisers need no bridge: both sides call 
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator
-from cs_models.operators.matrices import tensor_sha256
+from cs_models.operators.matrices import module_sha256
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.sparse.convex import image_norm, per_image
 
@@ -107,9 +106,8 @@ class PhysicsOperator(MeasurementOperator):
 
     @property
     def spec(self) -> dict[str, Any]:
-        state = [f"{name} {tensor_sha256(value)}" for name, value in sorted(self.physics.state_dict().items())]
-        digest = hashlib.sha256("\n".join(state).encode()).hexdigest()
-        return {"kind": "deepinv", "physics": type(self.physics).__name__, "ratio": self.ratio, "sha256": digest}
+        name, digest = type(self.physics).__name__, module_sha256(self.physics)
+        return {"kind": "deepinv", "physics": name, "ratio": self.ratio, "sha256": digest}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.physics.A(x.flatten(0, 1)[:, None]).unflatten(0, x.shape[:2])
@@ -153,8 +151,7 @@ class DeepinvReconstructor(Reconstructor):
         return Solution(self.model.to(y.device)(y, OperatorPhysics(operator, y.shape[1])))
 
     def settings(self) -> dict[str, Any]:
-        weights = {name: tensor_sha256(value) for name, value in self.model.state_dict().items()}
-        return {"deepinv": type(self.model).__name__, "weights": weights, "model": str(self.model)}
+        return {"deepinv": type(self.model).__name__, "weights": module_sha256(self.model), "model": str(self.model)}
 
 
 class ReconstructorModel(nn.Module):

@@ -242,16 +242,17 @@ def test_plug_and_play_meets_the_target_of_full_image_sampling(real_data: Path) 
     assert psnr(PlugAndPlay(iterations=40).reconstruct(operator(x), operator), x) > 30
 
 
-def test_the_settings_of_plug_and_play_name_the_denoiser() -> None:
-    class Network(torch.nn.Module):
+def test_the_settings_of_plug_and_play_tell_denoisers_apart() -> None:
+    class Network(torch.nn.Linear):
         def forward(self, x: Tensor, sigma: float) -> Tensor:
             return x
 
+    torch.manual_seed(0)
     descriptions = [
         json.dumps(PlugAndPlay(denoiser=denoiser).settings(), sort_keys=True)
-        for denoiser in (DCTDenoiser(), DCTDenoiser(threshold=2.5), Network(), torch.clamp)
+        for denoiser in (DCTDenoiser(), DCTDenoiser(threshold=2.5), Network(2, 2), Network(2, 2), torch.clamp)
     ]
-    assert len(set(descriptions)) == 4
+    assert len(set(descriptions)) == 5, "two networks of one class have different weights"
     assert json.dumps(PlugAndPlay().settings(), sort_keys=True) == descriptions[0]
 
 

@@ -7,7 +7,6 @@ Any linear operator with a pseudo-inverse will do; nothing is trained.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from cs_models.diffusion.idm import Canvas
 from cs_models.diffusion.unet import PROMPT_TOKENS, load_unet
 from cs_models.errors import UserError
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
-from cs_models.operators.matrices import load_matrix, tensor_sha256
+from cs_models.operators.matrices import load_matrix, module_sha256
 from cs_models.reconstruction import Solution
 from cs_models.sparse.convex import has_orthonormal_rows, relative
 from cs_models.sparse.solver import IterativeSolver, check_measurements
@@ -182,9 +181,7 @@ class DDNM(IterativeSolver):
         self._require(1 <= self.steps <= len(self._diffusion.alpha_bars), "steps", "1 up to the model's own")
 
     def settings(self) -> dict[str, Any]:
-        state = {key: tensor_sha256(value) for key, value in self._diffusion.state_dict().items()}
-        weights = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-        return super().settings() | {"model": weights, "null_prompt": None}
+        return super().settings() | {"model": module_sha256(self._diffusion), "null_prompt": None}
 
     @torch.no_grad()
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cs_models.errors import UserError
 
@@ -136,6 +136,12 @@ def sha256_of(path: str | Path) -> str:
 def tensor_sha256(tensor: Tensor) -> str:
     """Hexadecimal sha256 of a tensor's values, in its dtype, row-major."""
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def module_sha256(module: nn.Module) -> str:
+    """Hexadecimal sha256 of a module's parameters and buffers, with their names."""
+    state = [f"{name} {tensor_sha256(value)}" for name, value in sorted(module.state_dict().items())]
+    return hashlib.sha256("\n".join(state).encode()).hexdigest()
 
 
 def file_source(path: str | Path) -> dict[str, Any]:

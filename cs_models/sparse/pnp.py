@@ -99,7 +99,7 @@ class PlugAndPlay(ConvexSolver):
         self._require(self.rho > 0, "rho", "more than 0")
 
     def settings(self) -> dict[str, Any]:
-        """The settings; a denoiser that is no dataclass is known by its name alone, not by its weights."""
+        """The settings; a denoiser that is neither a dataclass nor a module is known by its name alone."""
         return super().settings() | {"denoiser": as_json(self.denoiser or DCTDenoiser())}
 
     @torch.no_grad()

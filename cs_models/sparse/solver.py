@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cs_models.errors import UserError
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
+from cs_models.operators.matrices import module_sha256
 from cs_models.reconstruction import Reconstructor
 
 
@@ -88,9 +89,11 @@ def check_measurements(y: Tensor, operator: MeasurementOperator) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """A setting as JSON can hold it: a callable by its name, an instance with its own settings too."""
+    """A setting as JSON can hold it: a callable by its name, an instance with its own settings or weights too."""
     if not callable(value):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"class": type(value).__qualname__, **{key: as_json(item) for key, item in vars(value).items()}}
+    if isinstance(value, nn.Module):
+        return {"class": type(value).__qualname__, "sha256": module_sha256(value)}
     return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
@@ -37,8 +37,10 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
         jsonargparse.ArgumentError: for arguments or YAML keys that do not parse.
     """
     # Imported here so that --help and a missing subcommand answer at once.
+    from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import LearningRateMonitor
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from cs_models.callbacks import ExportCheckpoint, FaultReport, LogConfig, StopOnSigterm, Throughput
     from cs_models.checkpoint_io import TrainingCheckpoint
@@ -66,9 +68,22 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
         def _parse_ckpt_path(self) -> None:
             """Lightning would take the model's settings from the checkpoint; the command line wins here."""
 
+        def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+            try:
+                return super().instantiate_trainer(**kwargs)
+            except (MisconfigurationException, ImportError, ValueError) as error:
+                raise UserError(f"the trainer's settings do not fit together or not this machine: {error}") from error
+
         def before_instantiate_classes(self) -> None:
-            """Refuse to look for the last checkpoint of a W&B run that has no name: it would start anew."""
+            """Refuse what would start and go wrong later."""
             config = self.config[self.config.subcommand]
+            strategy = getattr(config.trainer.strategy, "class_path", str(config.trainer.strategy))
+            if any(name in strategy.lower() for name in ("fsdp", "deepspeed", "modelparallel", "model_parallel")):
+                raise UserError(
+                    f"--trainer.strategy {strategy} splits the weights over devices, which the moving average and "
+                    "model.safetensors do not follow; choose ddp, under which every network here fits one device"
+                )
+            # The last checkpoint of a W&B run that has no name is not found: training would start anew.
             logger = config.trainer.logger
             unnamed = "WandbLogger" in getattr(logger, "class_path", "") and not (
                 logger.init_args.version or logger.init_args.id

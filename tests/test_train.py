@@ -241,6 +241,9 @@ def test_linear_start_is_the_estimate_of_least_squared_error(tiny_images: Path, 
         (["--config=/no/such.yaml"], "/no/such.yaml"),
         (["--ckpt_path=/no/such.ckpt"], "/no/such.ckpt"),
         (["--data.crop_size=400"], "400x400"),
+        (["--trainer.strategy=fsdp"], "choose ddp"),
+        (["--trainer.accelerator=tpu"], "this machine"),
+        (["--trainer.accelerator=abacus"], "abacus"),
     ],
 )
 def test_mistakes_end_in_one_line(

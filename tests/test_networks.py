@@ -15,7 +15,7 @@ from cs_models.learned.rk_ccsnet import RKCCSNetConfig, RKCCSNetModule
 from cs_models.operators import MeasurementOperator, Sampling, make_operator
 from cs_models.reconstruction import ReconstructionModule, Training
 from cs_models.unfolding.coast import COAST, COASTConfig, COASTModule
-from cs_models.unfolding.ista_net import ISTANet, ISTANetConfig, ISTANetModule
+from cs_models.unfolding.ista_net import ISTANet, ISTANetConfig, ISTANetModule, shrink
 from cs_models.unfolding.ista_net_pp import ISTANetPP, ISTANetPPConfig, ISTANetPPModule
 from cs_models.unfolding.modulation import RFMU
 from cs_models.unfolding.recursion import UnfoldingNetwork, draw_schedule, iterations
@@ -276,3 +276,14 @@ def test_bad_checkpoints(tmp_path: Path, damage: str) -> None:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 0.0, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shrinking_is_the_same_with_and_without_gradients(threshold: float, dtype: torch.dtype) -> None:
+    s = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    level = torch.tensor(threshold, dtype=dtype)
+    expected = torch.sign(s) * (s.abs() - level).relu()
+    assert torch.equal(shrink(s, level), expected)
+    with torch.no_grad():
+        assert torch.equal(shrink(s, level), expected)

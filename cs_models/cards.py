@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 
 from cs_models.checkpoints import load_checkpoint, save_checkpoint
 from cs_models.errors import UserError
@@ -36,7 +37,11 @@ HEAD = """\
 `eval.py --methods NAME` and `cs_models.load("NAME")` find them by name, `--methods zoo` means all of them. Beside each
 `NAME.safetensors` lie `NAME.yaml`, what it was trained with, and `NAME.csv`, validation during training. This page is
 written by `python -m cs_models.cards write OUT...` from results folders of `eval.py`. Training never saw Set11, CBSD68,
-or the bundled photographs."""
+or the bundled photographs.
+
+The curves are still rising where the schedules end: PSNR on the bundled photographs at each network's lowest ratio.
+
+![PSNR over training steps](training.png)"""
 
 
 def add(run: Path, name: str, hardware: str, folder: Path = ZOO) -> Path:
@@ -93,9 +98,29 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO) -> Path:
     lines = [[to_text(asdict(summary)[column]) for column in COLUMNS] for summary in summaries]
     write_table(folder / RESULTS.name, COLUMNS, lines)
     cards = [card(name, files, [one for one in summaries if one.method == name]) for name, files in names.items()]
+    draw_training(names, folder / "training.png")
     path = folder / "README.md"
     path.write_text("\n\n".join([HEAD, *cards]) + "\n")
     return path
+
+
+def draw_training(names: Mapping[str, Mapping[int | None, Path]], path: Path) -> None:
+    """Draw the validation PSNR of every network over its training steps, at the lowest of its ratios."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for weights in (file for files in names.values() for file in files.values()):
+        log = weights.with_suffix(".csv")
+        if not log.exists():
+            continue
+        with log.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        lowest = min(column for column in rows[0] if column.startswith("val/psnr_"))
+        steps = [int(row["step"]) + 1 for row in rows]
+        axes.plot(steps, [float(row[lowest]) for row in rows], marker="o", label=f"{weights.stem}, {lowest[9:]} %")
+    axes.set(xlabel="step", ylabel="PSNR in dB")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
 
 
 def card(name: str, files: dict[int | None, Path], summaries: Sequence[Summary]) -> str:

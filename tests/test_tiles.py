@@ -51,20 +51,42 @@ def test_tiles_fit_together_without_gaps(words: str, size: tuple[int, int], tili
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "words"), [("network", "block"), ("clomp", "column")])
-def test_tiled_equals_untiled(method: str, words: str) -> None:
+def test_a_network_in_tiles_equals_untiled() -> None:
     x = torch.from_numpy(camera()[100:350, 150:400]).float()[None, None] / 255
-    reconstructor: Reconstructor
-    if method == "network":
-        reconstructor = load_checkpoint(REPOSITORY / "checkpoints/quickstart/ista_net_pp_small.safetensors")
-    else:
-        reconstructor = build_method(parse_methods([method], [0.3])[0][0], 0.3)
-    operator = make_operator(words, 0.3, (250, 250))
-    y = operator(x)
-    whole = score(reconstructor.reconstruct(y, operator)[0].clamp(0, 1), x[0])[0]
-    tiled = score(solve_in_tiles(reconstructor, y, operator, Tiling(200, 66)).x[0].clamp(0, 1), x[0])[0]
+    network = load_checkpoint(REPOSITORY / "checkpoints/quickstart/ista_net_pp_small.safetensors")
+    whole, tiled = _scores(network, x, make_operator("block", 0.3, (250, 250)), Tiling(200, 66))
     assert tiled == pytest.approx(whole, abs=0.02)
     assert tiled != whole  # it was cut
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "ratio"), [("block", 0.3), ("column", 0.1)])
+def test_coefficients_learning_in_tiles_equals_untiled(words: str, ratio: float) -> None:
+    """Adam takes another path in each tile: pixels differ either way, and the more there are the less it shows."""
+    x = torch.from_numpy(camera()).float()[None, None] / 255
+    clomp = build_method(parse_methods(["clomp"], [ratio])[0][0], ratio)
+    whole, tiled = _scores(clomp, x, make_operator(words, ratio, (512, 512)), Tiling(363, 66))
+    assert tiled == pytest.approx(whole, abs=0.02)
+    assert tiled != whole
+
+
+def _scores(method: Reconstructor, x: Tensor, operator: MeasurementOperator, tiling: Tiling) -> tuple[float, float]:
+    """PSNR of an image in dB, reconstructed as a whole and in tiles."""
+    y = operator(x)
+    whole = method.reconstruct(y, operator)
+    tiled = solve_in_tiles(method, y, operator, tiling).x
+    return score(whole[0].clamp(0, 1), x[0])[0], score(tiled[0].clamp(0, 1), x[0])[0]
+
+
+def test_every_tile_is_as_large_as_allowed_and_keeps_its_margins() -> None:
+    for count in range(1, 60):
+        spans = Tiling(10 * 33, 60).spans(count, 33)
+        assert [span.keep_first for span in spans] == [0, *(span.keep_last for span in spans[:-1])]
+        assert (spans[0].first, spans[-1].last, spans[-1].keep_last) == (0, count, count)
+        for span in spans:
+            assert span.last - span.first == min(count, 10)
+            assert span.first == 0 or span.keep_first - span.first >= 2
+            assert span.last == count or span.last - span.keep_last >= 2
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -57,14 +58,19 @@ class Tiling:
             raise UserError(f"--tile {self.size} leaves nothing between margins of {self.overlap}; at least {least}")
 
     def spans(self, count: int, unit: int) -> list[Span]:
-        """Cut a row of `count` blocks of `unit` pixels; what is kept of the stretches fits together without gaps."""
+        """Cut a row of `count` blocks of `unit` pixels; what is kept of the stretches fits together without gaps.
+
+        All stretches are as long as `size` allows, so that none is a remainder with few neighbours to learn from.
+        """
         size, margin = self.size // unit, math.ceil(self.overlap / unit)
         if count <= size:
             return [Span(0, count, 0, count)]
-        core = size - 2 * margin
+        pieces = math.ceil((count - 2 * margin) / (size - 2 * margin))
+        firsts = [piece * (count - size) // (pieces - 1) for piece in range(pieces)]
+        seams = [(first + size + following) // 2 for first, following in pairwise(firsts)]
         return [
-            Span(max(0, first - margin), min(count, first + core + margin), first, min(count, first + core))
-            for first in range(0, count, core)
+            Span(first, first + size, start, end)
+            for first, start, end in zip(firsts, [0, *seams], [*seams, count], strict=True)
         ]
 
 

@@ -20,13 +20,13 @@ def smooth_image(y: Tensor, operator: MeasurementOperator, weight: float, iterat
     along the null space of A.
 
     Args:
-        y: measurements ``(N, 1, ...)``, of real images.
+        y: measurements ``(N, C, ...)``, of real images.
         operator: what was measured.
         weight: of the squared differences between neighbours.
         iterations: how many; fewer mean a smoother image.
 
     Returns:
-        Images ``(N, 1, H, W)``.
+        Images ``(N, C, H, W)``.
     """
     transform = DCT2d()
     x = torch.zeros_like(operator.adjoint(y))

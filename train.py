@@ -131,13 +131,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except Exception as error:
-        user_error = find_user_error(error)
+        user_error = find_user_error(error) or _wandb_error(error)
         notes = getattr(error, "__notes__", [])
         if user_error is None and not notes and not isinstance(error, (ArgumentError, FileNotFoundError)):
             raise
         print("; ".join([f"error: {one_line(str(user_error or error))}", *notes]), file=sys.stderr)
         return 2
     return 0
+
+
+def _wandb_error(error: Exception) -> str | None:
+    """What to say of a login or a network that W&B did not find; None for all other errors."""
+    wandb = sys.modules.get("wandb")
+    if wandb is None or not isinstance(error, wandb.Error):
+        return None
+    return f"W&B: {str(error).splitlines()[0]}; WANDB_MODE=offline logs without a login or a network"
 
 
 if __name__ == "__main__":

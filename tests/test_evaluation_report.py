@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import struct
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from cs_models.evaluation.results import ResultsFile, Row
 from cs_models.evaluation.statistics import confidence_interval, paired_differences
 from cs_models.evaluation.summary import published_method, summarise
 from eval import main
+from tests.wandb_files import complete_records
 
 ROW = Row(
     method="omp",
@@ -245,33 +243,3 @@ def test_the_wandb_run_holds_every_row_and_picture(
     assert float(summary["tiny/0.1/pinv/psnr_db"]) == pytest.approx(np.mean(means))
     config = {item.key: item.value_json for record in records for item in record.run.config.update}
     assert json.loads(config["comparison"])["ratios"] == [0.1, 0.3]
-
-
-def complete_records(path: Path) -> list[Any]:
-    """All records; W&B's background process writes the last ones a moment after the run has finished."""
-    for _ in range(200):
-        records = list(read_records(path))
-        if records and records[-1].HasField("exit"):
-            return records
-        time.sleep(0.05)
-    pytest.fail(f"{path} stays incomplete")
-
-
-def read_records(path: Path) -> Iterator[Any]:
-    """The records of an offline run: a LevelDB log, blocks of 32 KiB whose pieces have a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    content, place, whole = path.read_bytes(), 7, b""
-    while place + 7 <= len(content):
-        left_in_block = 32768 - place % 32768
-        if left_in_block < 7:
-            place += left_in_block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, place)
-        whole += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            yield record
-            whole = b""

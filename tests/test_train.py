@@ -14,6 +14,7 @@ from PIL import Image
 import train
 from cs_models.checkpoints import load_checkpoint
 from tests.conftest import REPOSITORY
+from tests.wandb_files import complete_records
 
 CONFIGS = sorted((REPOSITORY / "configs/train").glob("*.yaml"))
 OVERRIDES = sorted((REPOSITORY / "configs/train/override").glob("*.yaml"))
@@ -106,6 +107,7 @@ def test_wandb_offline(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     wandb.finish()
     (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    complete_records(run)
     content = run.read_bytes()
     for word in (b"matrices_per_ratio", b"val/psnr_10", b"lr-AdamW", b"train/loss", b"panel/"):
         assert word in content
@@ -145,6 +147,24 @@ def test_an_unnamed_wandb_run_cannot_be_resumed(
     assert "--trainer.logger.init_args.version" in capsys.readouterr().err
 
 
+def test_a_missing_wandb_login_is_one_line(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    import wandb
+
+    wandb.teardown()  # it remembers the mode of earlier runs
+    status = train.main(wandb_arguments(tiny_images, tmp_path))
+    wandb.teardown()
+    assert status == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: W&B: ")
+    assert "WANDB_MODE=offline" in last
+
+
 def test_the_sweep_passes_arguments_that_train_takes(
     tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +183,7 @@ def test_the_sweep_passes_arguments_that_train_takes(
 
     wandb.finish()
     (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    complete_records(run)
     assert sweep["metric"]["name"].encode() in run.read_bytes()
 
 

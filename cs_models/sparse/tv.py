@@ -75,7 +75,7 @@ class TotalVariation(ConvexSolver):
         return data + self.weight_for(operator) * lengths.flatten(1).sum(1)
 
     def _start(self, y: Tensor, operator: MeasurementOperator) -> State:
-        """From a smooth image, since ADMM fills a gap between pixels only from its border; the multipliers start at 0."""
+        """From a smooth image: ADMM fills what was not measured from its border. The multipliers start at 0."""
         start = smooth_image(y, operator, SMOOTH_WEIGHT, SMOOTH_ITERATIONS)
         z = gradient(start)
         if isinstance(operator, ColumnOperator):

@@ -13,6 +13,7 @@ from PIL import Image
 
 import train
 from cs_models.checkpoints import load_checkpoint
+from cs_models.loggers import ContinuedCSVLogger
 from tests.conftest import REPOSITORY
 from tests.wandb_files import complete_records
 
@@ -37,7 +38,7 @@ def arguments(config: Path, images: Path, out: Path, *more: str) -> list[str]:
         "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.devices=1",
         "--data.num_workers=0", "--trainer.precision=32-true",
         "--trainer.num_sanity_val_steps=0", "--trainer.enable_progress_bar=false",
-        "--trainer.logger.class_path=pytorch_lightning.loggers.CSVLogger",
+        "--trainer.logger.class_path=cs_models.loggers.ContinuedCSVLogger",
         f"--trainer.logger.init_args.save_dir={out}", "--trainer.logger.init_args.name=run",
         "--trainer.logger.init_args.version=",
     ]  # fmt: skip
@@ -211,6 +212,38 @@ def test_resumed_training_equals_uninterrupted(tiny_images: Path, tmp_path: Path
     # The weights did move after the checkpoint, so that equality means something.
     before = load_checkpoint(middle).state_dict()
     assert any(not torch.equal(before[key], theirs[key]) for key in theirs)
+
+
+def test_a_resumed_run_goes_on_in_its_curve(tiny_images: Path, tmp_path: Path) -> None:
+    """The steps after the checkpoint, which were lost, are in the curve once."""
+    config = REPOSITORY / "configs/train/r_coast.yaml"
+    options = [*SMALL, "--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=2"]
+    options += ["--checkpoint.save_top_k=-1", "--trainer.limit_val_batches=0"]
+    run = fit(config, tiny_images, tmp_path, *options, max_steps="3", batches_per_epoch="9")
+    before = curve(run)
+    assert [step for step, _ in before] == [0, 1, 2]
+    (middle,) = (run / "checkpoints").glob("*step=2.ckpt")
+    fit(config, tiny_images, tmp_path, *options, f"--ckpt_path={middle}", max_steps="5", batches_per_epoch="9")
+    after = curve(run)
+    assert [step for step, _ in after] == [0, 1, 2, 3, 4]
+    assert after[:3] == before
+
+
+def curve(run: Path) -> list[tuple[int, str]]:
+    with open(run / "metrics.csv") as file:
+        return [(int(row["step"]), row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def test_a_curve_that_was_being_written_is_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("loss,step\n0.5,0\n0.25,1\n0.1")
+    logger = ContinuedCSVLogger(tmp_path, name="", version="")
+    logger.log_metrics({"loss": 0.125, "other": 1.0}, step=2)
+    logger.save()
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["loss"], row["other"]) for row in rows] == [
+        ("0", "0.5", ""), ("1", "0.25", ""), ("2", "0.125", "1.0"),
+    ]  # fmt: skip
 
 
 def test_the_command_line_wins_over_a_checkpoint(tiny_images: Path, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Training curves in a file."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Lightning's CSV logger, except that a resumed run goes on in the `metrics.csv` of its folder.
+
+    Lightning deletes the file at every start. Here the rows of earlier starts stay, up to the step at which this one
+    begins; what it computes again takes the place of what it computed before.
+    """
+
+    _earlier: list[dict[str, Any]] | None = None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._earlier is None:
+            self._earlier = _rows(Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*will be deleted.*")
+                writer = super().experiment
+            writer.metrics = list(self._earlier)
+            writer.save()
+        return super().experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        writer = self.experiment
+        if self._earlier and step is not None:
+            kept = [row for row in self._earlier if int(row["step"]) < step]
+            if len(kept) < len(self._earlier):
+                Path(writer.metrics_file_path).unlink()
+                writer.metrics = kept
+                writer.save()
+        self._earlier = []
+        super().log_metrics(metrics, step)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file without their empty cells, and without a last row that was being written; none if no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
+    return [row for row in rows if row.get("step", "").isdigit()]

@@ -135,7 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes = getattr(error, "__notes__", [])
         if user_error is None and not notes and not isinstance(error, (ArgumentError, FileNotFoundError)):
             raise
-        print("; ".join([f"error: {one_line(str(user_error or error))}", *notes]), file=sys.stderr)
+        message = one_line(str(user_error or error))
+        if "required: fit.model" in message or "required: validate.model" in message:
+            message = "no network to train; name one with --config configs/train/NAME.yaml"
+        print("; ".join([f"error: {message}", *notes]), file=sys.stderr)
         return 2
     return 0
 

@@ -330,7 +330,10 @@ def find_images(name: str, data_dir: str | Path | None = None) -> list[ImageFile
         return _named(list_images(root / source), image_set.centre_crop)
     how = CATALOG[source].by_hand or f"run: python -m datamodules.download {source}"
     folder = root / source
-    raise UserError(f"no folder '{folder}' for dataset {name}; name the data directory with --data_dir, or {how}")
+    raise UserError(
+        f"no folder '{folder}' for dataset {name}; name the data directory with --data_dir "
+        f"(--data.data_dir of train.py), or {how}"
+    )
 
 
 def _folders(root: Path) -> list[str]:

@@ -311,6 +311,12 @@ def test_mistakes_end_in_one_line(
     assert expected in error
 
 
+@pytest.mark.parametrize("subcommand", ["fit", "validate"])
+def test_no_configuration_is_one_line_that_says_where_they_are(subcommand: str, capsys: pytest.CaptureFixture) -> None:
+    assert train.main([subcommand]) == 2
+    assert "--config configs/train/NAME.yaml" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_help_is_short_and_needs_no_heavy_imports(capsys: pytest.CaptureFixture) -> None:
     assert train.main(["--help"]) == 0
     text = capsys.readouterr().out

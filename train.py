@@ -78,10 +78,11 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
             """Refuse what would start and go wrong later."""
             config = self.config[self.config.subcommand]
             strategy = getattr(config.trainer.strategy, "class_path", str(config.trainer.strategy))
-            if any(name in strategy.lower() for name in ("fsdp", "deepspeed", "modelparallel", "model_parallel")):
+            splits = any(name in strategy.lower() for name in ("fsdp", "deepspeed", "modelparallel", "model_parallel"))
+            if splits and (strategy != "cs_models.sharding.FSDP" or not config.model.class_path.endswith("IDMModule")):
                 raise UserError(
-                    f"--trainer.strategy {strategy} splits the weights over devices, which the moving average and "
-                    "model.safetensors do not follow; choose ddp, under which every network here fits one device"
+                    f"--trainer.strategy {strategy} splits the weights over devices; choose ddp, under which every "
+                    "network here fits one device, or for IDM --config configs/train/override/fsdp.yaml"
                 )
             # The last checkpoint of a W&B run that has no name is not found: training would start anew.
             logger = config.trainer.logger

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from safetensors import SafetensorError
 
-from cs_models.checkpoints import save_checkpoint
+from cs_models.checkpoints import whole_tensors, write_tensors
 from cs_models.reconstruction import NonFiniteLossError, ReconstructionModule
 from datamodules.patches import PatchBatches, ResumableLoader
 
@@ -34,12 +34,15 @@ class ExportCheckpoint(pl.Callback):
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Path | None:
         folder = trainer.log_dir or trainer.default_root_dir
-        if not trainer.is_global_zero or not isinstance(pl_module, ReconstructionModule):
+        if not isinstance(pl_module, ReconstructionModule):
+            return None
+        tensors = whole_tensors(pl_module)
+        if not trainer.is_global_zero:
             return None
         pl_module.provenance |= {"steps": trainer.global_step, "seconds": round(self._seconds(), 1)}
         path = Path(folder) / "model.safetensors"
         try:
-            return save_checkpoint(pl_module, path)
+            return write_tensors(tensors, pl_module, path)
         except (OSError, SafetensorError) as error:  # a full disk
             rank_zero_warn(f"{path} was not written ({error}); training goes on, an older one stays")
             return None

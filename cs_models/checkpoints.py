@@ -19,6 +19,7 @@ from cs_models.errors import UserError, nearest
 from cs_models.operators import Sampling
 from cs_models.operators.carried import CarriedSampling
 from cs_models.reconstruction import ReconstructionModule, Training
+from cs_models.sharding import whole
 
 # Adding a model is one line here, its file, and a YAML.
 MODELS = {
@@ -44,17 +45,26 @@ def model_class(name: str) -> type[ReconstructionModule]:
 
 
 def save_checkpoint(module: ReconstructionModule, path: str | Path) -> Path:
-    """Write weights (the moving average where there is one), carried matrices and configuration.
+    """Write weights (the moving average where there is one), carried matrices and configuration."""
+    return write_tensors(whole_tensors(module), module, path)
+
+
+def whole_tensors(module: ReconstructionModule) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds. Where weights are split over processes, all of these must call."""
+    tensors = {f"network.{key}": whole(value) for key, value in module.evaluated_network.state_dict().items()}
+    return tensors | {f"carried.{key}": value for key, value in module.carried.state_dict().items()}
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], module: ReconstructionModule, path: str | Path) -> Path:
+    """Write the tensors of a module and its configuration.
 
     The file is written beside its place and renamed into it, so that no reader sees half of one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"network.{key}": value for key, value in module.evaluated_network.state_dict().items()}
-    tensors |= {f"carried.{key}": value for key, value in module.carried.state_dict().items()}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"cs_models": json.dumps(module.header())})
+    on_cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    save_file(on_cpu, partial, metadata={"cs_models": json.dumps(module.header())})
     partial.replace(path)
     return path
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,13 @@ SMALL = ("--data.crop_size=33", "--model.init_args.network.features=4")
 # A process that has imported everything and forks the trainings.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["tests.test_long_runs", "cs_models.unfolding.coast", "pytorch_lightning.cli", "timm.utils"]
+    [
+        "tests.test_long_runs",
+        "cs_models.unfolding.coast",
+        "cs_models.diffusion.idm",
+        "pytorch_lightning.cli",
+        "timm.utils",
+    ]
 )
 
 
@@ -117,7 +123,9 @@ def _child(words: list[str], log: Path, environment: dict[str, str]) -> None:
     sys.exit(train.main(words))
 
 
-def finish(words: list[str], folder: Path, processes: int = 1) -> tuple[list[int], str]:
+def finish(
+    words: list[str], folder: Path, processes: int = 1, strategy: Sequence[str] = ("--trainer.strategy=ddp",)
+) -> tuple[list[int], str]:
     """Run a training, in several processes as torchrun does it; their exit statuses, and what they printed."""
     shared: dict[str, str] = {}
     if processes > 1:
@@ -126,7 +134,7 @@ def finish(words: list[str], folder: Path, processes: int = 1) -> tuple[list[int
             port = str(free.getsockname()[1])
         shared = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"}
-        words = [*words, f"--trainer.devices={processes}", "--trainer.strategy=ddp"]
+        words = [*words, f"--trainer.devices={processes}", *strategy]
     logs = [folder / f"log{rank}" for rank in range(processes)]
     started: list[BaseProcess] = []
     for rank, log in enumerate(logs):
@@ -183,40 +191,69 @@ def half_done(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 # Sharing
 
 
+SMALLEST = {
+    "ista_net_pp": ["--model.init_args.network.layers=2", "--model.init_args.network.features=4"],
+    "r_coast": ["--model.init_args.network.features=4"],
+    "idm_small": [
+        "--model.init_args.network.unet.block_out_channels=[16,16,16,16]",
+        "--model.init_args.network.unet.norm_num_groups=4", "--model.init_args.network.steps=2",
+        "--data.crop_size=32",
+    ],
+}  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ista_net_pp", "r_coast", "idm_small"])
 def test_two_processes_with_half_the_batch_give_the_weights_of_one(
     name: str, tiny_images: Path, tmp_path: Path
 ) -> None:
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        words = arguments(CONFIGS / f"{name}.yaml", tiny_images, out, "--data.crop_size=33", *SMALLEST[name])
+        words += ["--trainer.max_steps=3", "--data.batches_per_epoch=3", f"--data.batch_size={4 // processes}"]
+        words += ["--data.validation_sets=[]"]
+        assert finish(words, out, processes)[0] == [0] * processes
+        state = torch.load(out / "run/checkpoints/last.ckpt", weights_only=True)
+        assert state["global_step"] == 3
+    assert_nearly_same_weights(tmp_path / "1", tmp_path / "2", 3, 1e-3 if name == "idm_small" else 1e-4)
+
+
+def assert_nearly_same_weights(ours: Path, theirs: Path, steps: int, learning_rate: float) -> None:
     """To 0.001 of the way in the root mean square, and 0.05 of a step for 999 in 1000 weights.
 
     Sums are rounded in another order. A few biases in IDM have gradients of 1e-9, zero but for that rounding, which
     Adam scales up to whole steps.
     """
-    small = {
-        "ista_net_pp": ["--model.init_args.network.layers=2", "--model.init_args.network.features=4"],
-        "r_coast": ["--model.init_args.network.features=4"],
-        "idm_small": [
-            "--model.init_args.network.unet.block_out_channels=[16,16,16,16]",
-            "--model.init_args.network.unet.norm_num_groups=4", "--model.init_args.network.steps=2",
-            "--data.crop_size=32",
-        ],
-    }[name]  # fmt: skip
-    found = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        out.mkdir()
-        words = arguments(CONFIGS / f"{name}.yaml", tiny_images, out, "--data.crop_size=33", *small)
-        words += ["--trainer.max_steps=3", "--data.batches_per_epoch=3", f"--data.batch_size={4 // processes}"]
-        words += ["--data.validation_sets=[]"]
-        assert finish(words, out, processes)[0] == [0] * processes
-        found.append(torch.cat([value.flatten() for value in weights(out).values()]))
-        state = torch.load(out / "run/checkpoints/last.ckpt", weights_only=True)
-        assert state["global_step"] == 3
-    learning_rate = 1e-3 if name == "idm_small" else 1e-4
+    found = [torch.cat([value.flatten() for value in weights(folder).values()]) for folder in (ours, theirs)]
     difference = (found[0] - found[1]).abs()
-    assert difference.square().mean().sqrt() < 0.001 * 3 * learning_rate
+    assert difference.square().mean().sqrt() < 0.001 * steps * learning_rate
     assert (difference > 0.05 * learning_rate).double().mean() < 0.001
+
+
+@pytest.mark.slow
+def test_split_weights(tiny_images: Path, tmp_path: Path) -> None:
+    """FSDP in two processes gives the weights of one, and when resumed exactly those of FSDP uninterrupted.
+
+    With all that touches weights: moving average, clipping, validation on two images here and one there.
+    """
+    fsdp, whole = ("--config", str(CONFIGS / "override/fsdp.yaml")), tmp_path / "whole"
+    for name, processes, more in (("one", 1, []), ("whole", 2, []), ("resumed", 2, ["step=2.ckpt"])):
+        out = tmp_path / name
+        out.mkdir()
+        words = arguments(CONFIGS / "idm_small.yaml", tiny_images, out, *SMALLEST["idm_small"])
+        words += ["--trainer.max_steps=4", "--data.batches_per_epoch=3", f"--data.batch_size={4 // processes}"]
+        words += ["--model.init_args.training.ema_decay=0.9", "--trainer.gradient_clip_val=1.0"]
+        words += ["--data.validation_limit=3", "--checkpoint.every_n_train_steps=2", "--checkpoint.save_top_k=-1"]
+        words += [f"--ckpt_path={path}" for end in more for path in whole.glob(f"run/checkpoints/*{end}")]
+        statuses, log = finish(words, out, processes, fsdp)
+        assert statuses == [0] * processes, log
+    assert_nearly_same_weights(tmp_path / "one", whole, 4, 1e-3)
+    assert_same_weights(tmp_path / "resumed", whole)
+    (whole / "run/checkpoints/last.ckpt").write_bytes(b"PK\x03\x04 torn")
+    statuses, log = finish([*words[:-1], f"--ckpt_path={whole}/run/checkpoints/last.ckpt"], out, 2, fsdp)
+    assert statuses == [2, 2]
+    assert "last.ckpt is damaged" in log
 
 
 # Resuming

@@ -76,9 +76,10 @@ def test_every_configuration_trains(config: Path, tiny_images: Path, tmp_path: P
     assert any((folder / "panels").iterdir())
 
 
-@pytest.mark.parametrize(
-    "override", [path for path in OVERRIDES if "wandb" not in path.stem], ids=lambda path: path.stem
-)
+IN_ONE_PROCESS = [path for path in OVERRIDES if path.stem not in ("wandb", "wandb_artifacts", "fsdp")]
+
+
+@pytest.mark.parametrize("override", IN_ONE_PROCESS, ids=lambda path: path.stem)
 def test_every_override_trains(override: Path, tiny_images: Path, tmp_path: Path) -> None:
     base = BASES.get(override.stem, "ista_net_pp")
     small = [] if base == "idm_small" else ["--model.init_args.network.features=4"]
@@ -296,6 +297,7 @@ def test_linear_start_is_the_estimate_of_least_squared_error(tiny_images: Path, 
         (["--ckpt_path=/no/such.ckpt"], "/no/such.ckpt"),
         (["--data.crop_size=400"], "400x400"),
         (["--trainer.strategy=fsdp"], "choose ddp"),
+        (["--trainer.strategy.class_path=cs_models.sharding.FSDP"], "for IDM"),
         (["--trainer.accelerator=tpu"], "this machine"),
         (["--trainer.accelerator=abacus"], "abacus"),
     ],

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from cs_models.checkpoints import check_weights
 from cs_models.diffusion.unet import InvertibleUNet, build_unet, initialise, load_unet, prune, widen
@@ -24,6 +25,7 @@ from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator, Sampling
 from cs_models.operators.matrices import load_matrix
 from cs_models.reconstruction import ReconstructionModule, Training
+from cs_models.sharding import gather, release, shard
 
 # Where training keeps every alpha, since sqrt(1 - alpha_bar) must stay real.
 ALPHA_RANGE = (1e-3, 1 - 1e-3)
@@ -250,9 +252,29 @@ class IDMModule(ReconstructionModule):
         super().__init__(idm, idm.config, training)
 
     def training_loss(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        estimate = self.network(y, operator).float()
+        # Here and not before: under FSDP each process holds whole weights from the forward pass on.
         self.log("train/smallest_v", torch.cat(self.network.all_v()).min())
         self.log("train/largest_alpha", self.network.alphas.max())
-        return F.l1_loss(self.network(y, operator).float(), x)
+        return F.l1_loss(estimate, x)
+
+    def configure_model(self) -> None:
+        """Under the strategy `FSDP`, split the network and its moving average over the processes."""
+        mesh = self.device_mesh
+        if mesh is None or isinstance(self.network, FSDPModule):
+            return
+        shard(self.network, mesh)
+        if self.ema is not None:
+            shard(self.ema.module, mesh)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        # Once for all images, of which the processes may have different numbers.
+        gather(self.evaluated_network)
+
+    def on_validation_epoch_end(self) -> None:
+        release(self.evaluated_network)
+        super().on_validation_epoch_end()
 
     def constrain(self) -> None:
         self.network.constrain()
@@ -320,7 +342,7 @@ def import_idm_state(state: Mapping[str, Tensor]) -> IDMModule:
         if sequence:
             parts.setdefault(f"{sequence}.v", {})[int(number)] = value
         elif not re.search(r"\.(resnets|attentions|injectors)\.", name):
-            found[name] = value.reshape(()) if name.endswith("_scale") else value
+            found[name] = value.reshape(1) if name.endswith("_scale") else value
     found |= {name: torch.cat([value for _, value in sorted(numbered.items())]) for name, numbered in parts.items()}
 
     module = IDMModule(_official_config(found), Training(sampling=Sampling(kind="structured", block_size=32)))

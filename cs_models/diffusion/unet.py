@@ -214,7 +214,7 @@ class DownBlock(nn.Module):
             if attention is not None:
                 layers += [attention, *inject()]
             self.groups.append(InvertibleSequence(layers))
-        self.input_scale = nn.Parameter(torch.ones(()))
+        self.input_scale = nn.Parameter(torch.ones(1))
         self.output_scales = nn.Parameter(torch.zeros(len(self.groups)))
         self.downsampler = block.downsamplers[0] if block.downsamplers else None
         self.invertible = True

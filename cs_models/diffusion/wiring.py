@@ -107,8 +107,8 @@ class Wired(nn.Module):
     def __init__(self, layers: Iterable[nn.Module], v: float = 0.5, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.sequence = InvertibleSequence(layers, v, precision)
-        self.input_scale = nn.Parameter(torch.ones(()))
-        self.output_scale = nn.Parameter(torch.zeros(()))
+        self.input_scale = nn.Parameter(torch.ones(1))
+        self.output_scale = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, contexts: Sequence[Context] | None = None) -> Tensor:
         """The result, of x's shape, at least in float32; contexts as in `InvertibleSequence`."""

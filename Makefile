@@ -12,9 +12,11 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 quickstart: $(VENV)/.installed
 	$(RUN) -m cs_models.quickstart
 
-# One thread: the problems are small, and threads that wait for each other on busy cores slow them many times.
+# Two processes of one thread: the problems are small, and threads that wait for each other on busy cores slow them many
+# times. More processes: make test JOBS=8.
+JOBS ?= 2
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest --numprocesses $(JOBS)
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -70,6 +70,9 @@ def add(run: Path, name: str, hardware: str, folder: Path = ZOO) -> Path:
     kept = {"model": config["model"], "data": config["data"], "trainer": config["trainer"]}
     # Where files were on the machine of the training says nothing about the training.
     kept["data"].pop("data_dir", None)
+    training = kept["model"].get("init_args", {}).get("training", {})
+    if training.get("start_from"):
+        training["start_from"] = Path(training["start_from"]).name
     kept["trainer"] = {
         key: kept["trainer"][key] for key in ("max_steps", "max_epochs", "precision", "gradient_clip_val")
     }
@@ -153,12 +156,19 @@ def card(name: str, files: dict[int | None, Path], summaries: Sequence[Summary])
 
 
 def _training(config: dict[str, Any], provenance: dict[str, Any]) -> str:
-    data = config["data"]
+    data, earlier = config["data"], _earlier_steps(provenance)
     return (
         f"Trained on {' + '.join(data['train_sets'])}, {provenance['steps']:,} steps of {data['batch_size']} crops of "
         f"{data['crop_size']}x{data['crop_size']} in {config['trainer']['precision']}, "
         f"{provenance['seconds'] / 60:.0f} minutes on {provenance['hardware']}"
+        + (f", after {earlier:,} steps of earlier trainings" if earlier else "")
     )
+
+
+def _earlier_steps(provenance: Mapping[str, Any]) -> int:
+    """Steps of the trainings that `start_from` went on from, one after the other."""
+    before = provenance.get("start_from")
+    return before.get("steps", 0) + _earlier_steps(before) if before else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -86,18 +86,22 @@ def load_checkpoint(path: str | Path) -> ReconstructionModule:
     return module.eval()
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
+def load_weights(network: nn.Module, path: str | Path) -> dict[str, Any]:
     """Fill a network with the weights of a checkpoint of the same architecture.
+
+    Returns:
+        The checkpoint's provenance.
 
     Raises:
         UserError: if the file is missing, damaged, or of another architecture.
     """
-    _, tensors = _read(Path(path))
+    header, tensors = _read(Path(path))
     holder = nn.ModuleDict({"network": network})
     try:
         _fill(holder, {key: value for key, value in tensors.items() if key.startswith("network.")}, ("network.",))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    return header["provenance"]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -148,7 +148,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         if training.start_from is not None:
             from cs_models.checkpoints import load_weights
 
-            load_weights(network, training.start_from)
+            self.provenance["start_from"] = load_weights(network, training.start_from)
         self.ema = None
         if training.ema_decay is not None:
             from timm.utils import ModelEmaV3

@@ -10,10 +10,11 @@ import torch
 
 import eval as evaluation
 from cs_models import load
-from cs_models.cards import RESULTS, add, main, write_cards
+from cs_models.cards import RESULTS, add, card, main, write_cards
 from cs_models.errors import UserError
 from cs_models.methods import ZOO, zoo
 from cs_models.operators import make_operator
+from tests.test_train import SMALL, fit
 
 
 def bundled_figures() -> list[dict[str, str]]:
@@ -61,12 +62,14 @@ def test_add_ships_a_training_without_the_machines_paths(tmp_path: Path) -> None
     run.mkdir()
     (run / "model.safetensors").write_bytes((ZOO / "r_coast.safetensors").read_bytes())
     (run / "config.yaml").write_text(
-        "model: {class_path: x}\ndata: {train_sets: [T91], data_dir: /home/me, batch_size: 2, crop_size: 33}\n"
+        "model: {class_path: x, init_args: {training: {start_from: /home/me/a.safetensors}}}\n"
+        "data: {train_sets: [T91], data_dir: /home/me, batch_size: 2, crop_size: 33}\n"
         "trainer: {max_steps: 9, max_epochs: -1, precision: 32-true, gradient_clip_val: null, logger: /home/me}\n"
     )
     (run / "metrics.csv").write_text("epoch,step,train/loss,val/psnr,val/psnr_10\n0,3,0.1,,\n0,4,,24.5,24.5\n")
     path = add(run, "small_10", "a desk", shelf)
     assert "/home/me" not in path.with_suffix(".yaml").read_text()
+    assert "start_from: a.safetensors" in path.with_suffix(".yaml").read_text()
     assert path.with_suffix(".csv").read_text() == "step,val/psnr,val/psnr_10\n4,24.5,24.5\n"
     with pytest.raises(UserError, match="no results for small"):
         write_cards([_results_of(tmp_path)], shelf)
@@ -76,6 +79,17 @@ def _results_of(folder: Path) -> Path:
     words = ["--methods", "backprojection", "--datasets", "bundled", "--limit", "1", "--ratios", "0.1"]
     assert evaluation.main([*words, "--out", str(folder / "results")]) == 0
     return folder / "results"
+
+
+def test_a_card_counts_the_steps_of_earlier_trainings(tiny_images: Path, tmp_path: Path) -> None:
+    run = tmp_path
+    for name in ("first", "second", "third"):
+        start = [] if name == "first" else [f"--model.init_args.training.start_from={run}/model.safetensors"]
+        run = fit(ZOO.parent / "configs/train/r_coast.yaml", tiny_images, tmp_path / name, *SMALL, *start)
+    path = add(run, "small", "a desk", tmp_path / "zoo")
+    text = card("small", {None: path}, [])
+    assert "2 steps of 2 crops of 33x33" in text
+    assert "a desk, after 4 steps of earlier trainings." in text
 
 
 def test_a_folder_without_a_training_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

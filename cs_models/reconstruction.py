@@ -26,6 +26,8 @@ from cs_models.operators.matrices import tensor_sha256
 from cs_models.panels import log_panel
 from cs_models.unfolding.recursion import UnfoldingNetwork, check_schedule, draw_schedule
 
+SMALLEST_LOSS = 1e-12  # whose logarithm is still taken; 120 dB for a squared error
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -91,6 +93,8 @@ class Training:
         random_iterations: each training step draws how often each layer is applied, uniformly from 1 up to the
             network's own schedule.
         loss_on: "final", or "all" for the mean over every iteration's output.
+        log_loss: minimise the logarithm of each process's batch loss. An error then counts in proportion, at the high
+            ratios, where all errors are small, as much as at the low ones: of a squared error it is the PSNR.
         compile: run the network's layers through torch.compile; the first steps take longer.
         non_finite: what to do where the loss of any process is no finite number: "stop" with an error, or "skip" the
             optimiser's step in all processes and count it.
@@ -109,6 +113,7 @@ class Training:
     ema_decay: float | None = None
     random_iterations: bool = False
     loss_on: Literal["final", "all"] = "final"
+    log_loss: bool = False
     compile: bool = False
     non_finite: Literal["stop", "skip"] = "stop"
     panel_images: int = 2
@@ -273,6 +278,8 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         )
         y = operator.measure(x, noise)
         loss = self.training_loss(x, y, operator)
+        if self.training_options.log_loss:
+            loss = loss.clamp_min(SMALLEST_LOSS).log()
         if not self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):
             if self.training_options.non_finite == "stop":
                 raise NonFiniteLossError(f"the loss is not finite at step {self.global_step}: {float(loss)} here")

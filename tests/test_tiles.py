@@ -13,8 +13,9 @@ from torch import Tensor
 
 from cs_models.checkpoints import load_checkpoint
 from cs_models.errors import UserError
+from cs_models.evaluation.memory import PeakMemory
 from cs_models.evaluation.protocol import score
-from cs_models.evaluation.tiles import Tiling, solve_in_tiles
+from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
 from cs_models.methods import build_method, parse_methods
 from cs_models.operators import MeasurementOperator, make_operator
 from cs_models.reconstruction import Reconstructor, Solution
@@ -95,11 +96,13 @@ def test_the_command_line_cuts_and_says_so(tmp_path: Path) -> None:
     words = ["--methods", str(REPOSITORY / network), "--datasets", "bundled", "--limit", "1", "--ratios", "0.1"]
     words += ["--device", "cpu", "--precision", "fp32", "--out", str(tmp_path)]
     assert main(words) == 0
-    assert main([*words, "--tile", "165"]) == 0
+    for cut in (["--tile", "165"], ["--tile_memory", "0.02"]):
+        assert main([*words, *cut]) == 0
     with open(tmp_path / "per_image.csv") as file:
-        whole, tiled = csv.DictReader(file)
-    assert whole["run_key"] != tiled["run_key"]
-    assert float(tiled["psnr_db"]) == pytest.approx(float(whole["psnr_db"]), abs=0.02)
+        whole, *cut_ones = csv.DictReader(file)
+    for tiled in cut_ones:
+        assert whole["run_key"] != tiled["run_key"]
+        assert float(tiled["psnr_db"]) == pytest.approx(float(whole["psnr_db"]), abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +116,54 @@ def test_the_command_line_cuts_and_says_so(tmp_path: Path) -> None:
 def test_what_cannot_be_cut_is_refused(words: str, tiling: Tiling, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         tiling.check(make_operator(words, 0.3, (64, 64)))
+
+
+@dataclass(frozen=True)
+class Metered(Reconstructor):
+    """A method that notes the memory of each reconstruction."""
+
+    method: Reconstructor
+    peaks: list[int]
+
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        with PeakMemory() as memory:
+            solution = self.method.solve(y, operator)
+        self.peaks.append(memory.peak)
+        return solution
+
+    def settings(self) -> dict[str, object]:
+        return self.method.settings()
+
+
+@pytest.mark.parametrize(("words", "size"), [("block", (600, 800)), ("column", (200, 2400))])
+@pytest.mark.parametrize("name", ["tv:iterations=3", "fista:iterations=3", "clomp:epochs=3"])
+def test_tiles_stay_under_a_limit_on_memory(name: str, words: str, size: tuple[int, int]) -> None:
+    method = Metered(build_method(parse_methods([name], [0.3])[0][0], 0.3), [])
+    operator = make_operator(words, 0.3, size)
+    y = operator(torch.rand(1, 1, *size))
+    limit = 0.01
+    tiling = TileMemory(limit, 33).fit(method, y, operator)
+    assert tiling.size < size[1]
+    trials = len(method.peaks)
+    solve_in_tiles(method, y, operator, tiling)
+    assert 0.4 * limit < max(method.peaks[trials:]) / 1e9 <= limit
+
+
+def test_memory_is_counted_while_it_is_held() -> None:
+    with PeakMemory() as memory:
+        x = torch.zeros(1000)
+        rest = (x + 1).view(-1)[:5]  # a view holds the whole
+        for _ in range(10):
+            x = x * 2
+        assert memory.peak == 3 * 4000
+        del x, rest
+        torch.zeros(2500)
+    assert memory.peak == 3 * 4000
+
+
+def test_a_limit_below_the_smallest_tile_is_refused() -> None:
+    operator = make_operator("block", 0.3, (500, 400))
+    y = operator(torch.rand(1, 1, 500, 400))
+    method = build_method(parse_methods(["fista:iterations=2"], [0.3])[0][0], 0.3)
+    with pytest.raises(UserError, match=r"--tile_memory 0.0001: the smallest tile, 165 wide with margins of 66,"):
+        TileMemory(1e-4, 66).fit(method, y, operator)

@@ -124,6 +124,10 @@ class Execution:
         default=None,
         metadata=_help("reconstruct large images in tiles of at most this side; needs blocks or columns", "PIXELS"),
     )
+    tile_memory: float | None = field(
+        default=None,
+        metadata=_help("in tiles as large as this much memory for each allows, in place of --tile", "GB"),
+    )
     overlap: int = field(
         default=66, metadata=_help("margin of each tile that is thrown away, in whole blocks (66)", "PIXELS")
     )
@@ -207,6 +211,11 @@ class Options:
             raise UserError("--devices and --batch_size are at least 1")
         if execution.overlap < 0 or (execution.tile is not None and execution.tile < 1):
             raise UserError("--tile is at least 1, and --overlap at least 0")
+        if execution.tile_memory is not None:
+            if not 0 < execution.tile_memory < float("inf"):
+                raise UserError(f"--tile_memory {execution.tile_memory:g}: expected gigabytes above 0")
+            if execution.tile is not None or execution.batch_size > 1:
+                raise UserError("--tile_memory chooses the tiles of one image: without --tile and --batch_size")
         self._check_measurements()
 
     def _check_measurements(self) -> None:

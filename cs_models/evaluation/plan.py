@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import image_sha256, short_hash
-from cs_models.evaluation.tiles import Tiling, solve_in_tiles
+from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
 from cs_models.methods import METHODS, MethodSpec, build_method, parse_methods
 from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator
 from cs_models.reconstruction import ReconstructionModule, Reconstructor, Solution
@@ -38,6 +38,7 @@ class Candidate:
         precision: "fp32" or "bf16"; solvers always work in "fp32".
         schedule: iterations of each layer where the user chose them.
         tiling: how large images are cut; None where they are not.
+        _fitted: the tiles of each size of measurements and image that came up.
     """
 
     spec: MethodSpec
@@ -45,7 +46,8 @@ class Candidate:
     reconstructor: Reconstructor
     precision: str = "fp32"
     schedule: str = ""
-    tiling: Tiling | None = None
+    tiling: Tiling | TileMemory | None = None
+    _fitted: dict[tuple[torch.Size, tuple[int, int]], Tiling] = field(default_factory=dict)
 
     @property
     def network(self) -> ReconstructionModule | None:
@@ -72,12 +74,16 @@ class Candidate:
         try:
             with torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 if self.tiling is not None:
-                    return solve_in_tiles(self.reconstructor, y, operator, self.tiling)
+                    size = y.shape, operator.image_size
+                    if size not in self._fitted:
+                        self._fitted[size] = self.tiling.fit(self.reconstructor, y, operator)
+                    return solve_in_tiles(self.reconstructor, y, operator, self._fitted[size])
                 return self.reconstructor.solve(y, operator)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"method '{self.spec.text}' needs more memory than the GPU has for {len(y)} images of "
-                f"{operator.image_size[0]}x{operator.image_size[1]}; try --tile, a smaller --batch_size or --device cpu"
+                f"{operator.image_size[0]}x{operator.image_size[1]}; "
+                "try --tile_memory, a smaller --batch_size or --device cpu"
             ) from error
 
 
@@ -237,7 +243,11 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
         UserError: for an unknown setting, an unreadable checkpoint, or a schedule that does not fit.
     """
     reconstructor = build_method(spec, ratio)
-    tiling = None if execution.tile is None else Tiling(execution.tile, execution.overlap)
+    tiling: Tiling | TileMemory | None = None
+    if execution.tile is not None:
+        tiling = Tiling(execution.tile, execution.overlap)
+    elif execution.tile_memory is not None:
+        tiling = TileMemory(execution.tile_memory, execution.overlap)
     if not isinstance(reconstructor, ReconstructionModule):
         return Candidate(spec, ratio, reconstructor, tiling=tiling)
     schedule = execution.iterations_per_layer

@@ -17,8 +17,11 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.evaluation.memory import PeakMemory
 from cs_models.operators import BlockOperator, ColumnOperator, MeasurementOperator
 from cs_models.reconstruction import Reconstructor, Solution
+
+TRIAL_TILE = 396  # pixels; here the image takes more memory than matrices and weights do
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,13 @@ class Tiling:
         Raises:
             UserError: if the operator mixes pixels from all over the image, or the tiles are all margin.
         """
-        if not isinstance(operator, BlockOperator | ColumnOperator):
-            kind = operator.spec["kind"]
-            raise UserError(f"--tile needs an operator of blocks or columns; '{kind}' measures the image as a whole")
-        side = operator.block_size if isinstance(operator, BlockOperator) else 1
-        least = side * (1 + 2 * math.ceil(self.overlap / side))
+        least = smallest_tile(operator, self.overlap)
         if self.size < least:
             raise UserError(f"--tile {self.size} leaves nothing between margins of {self.overlap}; at least {least}")
+
+    def fit(self, reconstructor: Reconstructor, y: Tensor, operator: MeasurementOperator) -> Tiling:
+        """Itself: the size was given."""
+        return self
 
     def spans(self, count: int, unit: int) -> list[Span]:
         """Cut a row of `count` blocks of `unit` pixels; what is kept of the stretches fits together without gaps.
@@ -74,6 +77,76 @@ class Tiling:
         ]
 
 
+@dataclass(frozen=True)
+class TileMemory:
+    """Tiles as large as a limit on memory allows.
+
+    Attributes:
+        gigabytes: what the tensors of a tile's reconstruction may take together at any time, 10^9 bytes each. The
+            image, its measurements, and the program itself come on top.
+        overlap: see `Tiling`.
+    """
+
+    gigabytes: float
+    overlap: int
+
+    def check(self, operator: MeasurementOperator) -> None:
+        """Find out whether the images of an operator can be cut.
+
+        Raises:
+            UserError: if the operator mixes pixels from all over the image.
+        """
+        smallest_tile(operator, self.overlap)
+
+    def fit(self, reconstructor: Reconstructor, y: Tensor, operator: MeasurementOperator) -> Tiling:
+        """Tiles as large as the limit allows, judged by what a trial tile takes for each of its pixels.
+
+        Larger tiles take less for each, because matrices and copies of weights do not grow with them. Where the tiles
+        must be smaller than the trial one, the trial is repeated at their size.
+
+        Args:
+            reconstructor: the method.
+            y: measurements of the whole image, from which the trial tile is taken.
+            operator: of the whole image.
+
+        Raises:
+            UserError: if even the smallest tile takes more than the limit, or the image cannot be cut.
+        """
+        height, width = operator.image_size
+        by_columns = isinstance(operator, ColumnOperator)
+        unit = _units(operator)[1]
+        least = smallest_tile(operator, self.overlap)
+        trial = max(least, TRIAL_TILE)
+        while True:
+            _, _, part, part_y = next(_tiles(y, operator, Tiling(trial, 0)))
+            with PeakMemory() as memory:
+                reconstructor.solve(part_y, part)
+            pixels = self.gigabytes * 1e9 / memory.peak * math.prod(part.padded().image_size)
+            side = pixels / height if by_columns else math.sqrt(pixels)
+            size = int(min(side, max(height, width, trial) + unit)) // unit * unit
+            if size >= trial:
+                return Tiling(size, self.overlap)
+            if trial == least:
+                raise UserError(
+                    f"--tile_memory {self.gigabytes:g}: the smallest tile, {least} wide with margins of "
+                    f"{self.overlap}, takes {memory.peak / 1e9:.2g} GB; allow as much, or lower --overlap"
+                )
+            trial = max(least, size)
+
+
+def smallest_tile(operator: MeasurementOperator, overlap: int) -> int:
+    """Side in pixels of the smallest tile that is not all margin.
+
+    Raises:
+        UserError: if the operator mixes pixels from all over the image.
+    """
+    if not isinstance(operator, BlockOperator | ColumnOperator):
+        kind = operator.spec["kind"]
+        raise UserError(f"tiles need an operator of blocks or columns; '{kind}' measures the image as a whole")
+    unit = _units(operator)[1]
+    return unit * (1 + 2 * math.ceil(overlap / unit))
+
+
 def solve_in_tiles(reconstructor: Reconstructor, y: Tensor, operator: MeasurementOperator, tiling: Tiling) -> Solution:
     """What ``reconstructor.solve(y, operator)`` gives, tile by tile.
 
@@ -85,7 +158,7 @@ def solve_in_tiles(reconstructor: Reconstructor, y: Tensor, operator: Measuremen
     """
     tiling.check(operator)
     x = torch.empty(*y.shape[:2], *operator.image_size, device=y.device)
-    solutions = []
+    iterations, converged, residuals = [], [], []  # the tiles' images would add up to the memory of the whole
     for rows, columns, part, part_y in _tiles(y, operator, tiling):
         solution = reconstructor.solve(part_y, part)
         unit_rows, unit_columns = _units(operator)
@@ -96,17 +169,16 @@ def solve_in_tiles(reconstructor: Reconstructor, y: Tensor, operator: Measuremen
             left - columns.first * unit_columns : (columns.keep_last - columns.first) * unit_columns,
         ]
         x[..., top : top + inside.shape[-2], left : left + inside.shape[-1]] = inside
-        solutions.append(solution)
-    iterations = [solution.iterations for solution in solutions if solution.iterations is not None]
-    converged = [solution.converged for solution in solutions if solution.converged is not None]
+        iterations.append(solution.iterations)
+        converged.append(solution.converged)
+        residuals.append(solution.residual)
     residual = None
-    if solutions[0].residual is not None:
+    if residuals[0] is not None:
         residual = (operator(x) - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1)
+    counts = [each for each in iterations if each is not None]
+    reached = [each for each in converged if each is not None]
     return Solution(
-        x,
-        torch.stack(iterations).amax(0) if iterations else None,
-        residual,
-        torch.stack(converged).all(0) if converged else None,
+        x, torch.stack(counts).amax(0) if counts else None, residual, torch.stack(reached).all(0) if reached else None
     )
 
 

@@ -21,6 +21,7 @@ example:
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
         UserError: for wrong data or settings.
         jsonargparse.ArgumentError: for arguments or YAML keys that do not parse.
     """
+    # Half an hour to upload the rest of a run: without a network W&B would go on trying; `wandb sync` does it later.
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "1800")
     # Imported here so that --help and a missing subcommand answer at once.
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import LearningRateMonitor

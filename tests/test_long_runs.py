@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -27,7 +28,9 @@ from cs_models.checkpoints import load_checkpoint
 from cs_models.errors import UserError
 from cs_models.reconstruction import ReconstructionModule
 from tests.conftest import REPOSITORY
-from tests.test_train import arguments
+from tests.test_train import arguments, wandb_arguments
+from tests.wandb_files import read_records
+from tests.wandb_server import WandbServer
 
 CONFIGS = REPOSITORY / "configs/train"
 SMALL = ("--data.crop_size=33", "--model.init_args.network.features=4")
@@ -389,3 +392,26 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     checkpoints.save_checkpoint({"global_step": 3}, second)
     checkpoints.remove_checkpoint(first)
     assert list(tmp_path.iterdir()) == [second]
+
+
+@pytest.mark.slow
+def test_training_goes_on_without_the_network(tiny_images: Path, tmp_path: Path) -> None:
+    """W&B's server vanishes: all steps are trained and lie on disk, and the process ends."""
+    server = WandbServer()
+    words = wandb_arguments(tiny_images, tmp_path, "--trainer.max_steps=5", "--trainer.log_every_n_steps=1")
+    environment = os.environ | server.environment | {"WANDB_FINISH_TIMEOUT": "2", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "train.py", *words],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert server.vanished.is_set()
+    load_checkpoint(tmp_path / "model.safetensors")
+    (run,) = tmp_path.glob("wandb/run-*/run-*.wandb")
+    history = [record.history for record in read_records(run) if record.HasField("history")]
+    logged = [{item.key or item.nested_key[0]: item.value_json for item in entry.item} for entry in history]
+    assert [entry["trainer/global_step"] for entry in logged if "train/loss" in entry] == ["0", "1", "2", "3", "4"]

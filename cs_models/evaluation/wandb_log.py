@@ -39,6 +39,7 @@ def log_comparison(rows: Sequence[Row], options: Options) -> None:
     summaries = summarise(rows)
     # W&B holds a table's pictures back until they are uploaded; an offline run keeps them beside the results.
     os.environ.setdefault("WANDB_DATA_DIR", str(out.resolve() / "wandb"))
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "1800")  # seconds, after which W&B no longer waits for a network
     try:
         with wandb.init(
             project=options.output.wandb, dir=out, job_type="eval", config=_plain(asdict(options)), reinit="create_new"

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
     """
     # Half an hour to upload the rest of a run: without a network W&B would go on trying; `wandb sync` does it later.
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "1800")
+    # wandb.init has a default that is no plain value and that no configuration needs.
+    warnings.filterwarnings("ignore", r"\s*Unable to serialize instance <object object")
     # Imported here so that --help and a missing subcommand answer at once.
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import LearningRateMonitor

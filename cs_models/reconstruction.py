@@ -93,8 +93,9 @@ class Training:
         random_iterations: each training step draws how often each layer is applied, uniformly from 1 up to the
             network's own schedule.
         loss_on: "final", or "all" for the mean over every iteration's output.
-        log_loss: minimise the logarithm of each process's batch loss. An error then counts in proportion, at the high
-            ratios, where all errors are small, as much as at the low ones: of a squared error it is the PSNR.
+        log_loss: minimise the logarithm of each process's batch loss, which is also what is logged. An error then
+            counts in proportion, at the high ratios, where all errors are small, as much as at the low ones: of a
+            squared error it is the PSNR.
         compile: run the network's layers through torch.compile; the first steps take longer.
         non_finite: what to do where the loss of any process is no finite number: "stop" with an error, or "skip" the
             optimiser's step in all processes and count it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,20 @@ def test_a_resumed_run_goes_on_in_its_curve(tiny_images: Path, tmp_path: Path) -
     after = curve(run)
     assert [step for step, _ in after] == [0, 1, 2, 3, 4]
     assert after[:3] == before
+
+
+def test_the_logarithm_of_the_loss_has_the_same_direction(tiny_images: Path, tmp_path: Path) -> None:
+    """Adam's first step does not depend on the length of the gradient, so both losses end at the same weights."""
+    config = REPOSITORY / "configs/train/ista_net_pp.yaml"
+    options = [*SMALL, "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0"]
+    plain = fit(config, tiny_images, tmp_path / "plain", *options, max_steps="1")
+    options.append("--model.init_args.training.log_loss=true")
+    log = fit(config, tiny_images, tmp_path / "log", *options, max_steps="1")
+    (_, squared_error), (_, logarithm) = *curve(plain), *curve(log)
+    assert float(logarithm) == pytest.approx(math.log(float(squared_error)), abs=1e-4)
+    ours, theirs = (load_checkpoint(folder / "model.safetensors").state_dict() for folder in (log, plain))
+    differences = torch.cat([(ours[key] - theirs[key]).abs().flatten() for key in theirs])
+    assert differences.quantile(0.95) < 1e-6  # of a step of 1e-4; the rest has gradients as small as Adam's epsilon
 
 
 def curve(run: Path) -> list[tuple[int, str]]:

@@ -89,6 +89,8 @@ def load_checkpoint(path: str | Path) -> ReconstructionModule:
 def load_weights(network: nn.Module, path: str | Path) -> dict[str, Any]:
     """Fill a network with the weights of a checkpoint of the same architecture.
 
+    What a network names in `of_one_matrix` stays its own: the checkpoint may be of another ratio or matrix.
+
     Returns:
         The checkpoint's provenance.
 
@@ -97,8 +99,10 @@ def load_weights(network: nn.Module, path: str | Path) -> dict[str, Any]:
     """
     header, tensors = _read(Path(path))
     holder = nn.ModuleDict({"network": network})
+    weights = {key: value for key, value in tensors.items() if key.startswith("network.")}
+    weights |= {f"network.{name}": getattr(network, name) for name in getattr(network, "of_one_matrix", ())}
     try:
-        _fill(holder, {key: value for key, value in tensors.items() if key.startswith("network.")}, ("network.",))
+        _fill(holder, weights, ("network.",))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return header["provenance"]

@@ -232,6 +232,21 @@ def test_a_resumed_run_goes_on_in_its_curve(tiny_images: Path, tmp_path: Path) -
     assert after[:3] == before
 
 
+def test_training_starts_from_the_weights_of_another_ratio(tiny_images: Path, tmp_path: Path) -> None:
+    """The weights are those of the checkpoint, the matrix and its linear start are not."""
+    config = REPOSITORY / "configs/train/rista_net_plus.yaml"
+    options = [*SMALL, "--trainer.limit_val_batches=0"]
+    first = fit(config, tiny_images, tmp_path / "first", *options)
+    options += ["--model.init_args.training.sampling.ratios=[0.3]", "--model.init_args.training.learning_rate=0"]
+    options += [f"--model.init_args.training.start_from={first / 'model.safetensors'}"]
+    second = fit(config, tiny_images, tmp_path / "second", *options)
+    ours, theirs = (load_checkpoint(run / "model.safetensors").network for run in (second, first))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert (ours.q_init.shape, theirs.q_init.shape) == ((1089, 327), (1089, 109))
+    assert ours.q_init.any()
+
+
 def test_the_logarithm_of_the_loss_has_the_same_direction(tiny_images: Path, tmp_path: Path) -> None:
     """Adam's first step does not depend on the length of the gradient, so both losses end at the same weights."""
     config = REPOSITORY / "configs/train/ista_net_pp.yaml"

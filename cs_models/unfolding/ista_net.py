@@ -132,8 +132,10 @@ class ISTANet(UnfoldingNetwork):
         total = sum(self.iterations_per_layer)
         units = 2 if config.modulation == "rfmu" else 0
         self.modulation = nn.ModuleList(RFMU(config.features, total, with_ratio=False) for _ in range(units))
+        self.of_one_matrix: tuple[str, ...] = ()
         if config.start == "linear":
             self.register_buffer("q_init", torch.zeros(n, rows))
+            self.of_one_matrix = ("q_init",)
 
     def initial(self, problem: Problem) -> Tensor:
         if self.start == "adjoint":

@@ -39,7 +39,7 @@ HEAD = """\
 written by `python -m cs_models.cards write OUT...` from results folders of `eval.py`. Training never saw Set11, CBSD68,
 or the bundled photographs.
 
-The curves are still rising where the schedules end: PSNR on the bundled photographs at each network's lowest ratio.
+PSNR on the bundled photographs at each network's lowest ratio, over the steps of its last training:
 
 ![PSNR over training steps](training.png)"""
 

@@ -118,6 +118,29 @@ def test_wandb_offline(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert list(run.parent.glob("files/media/images/panel/*.png"))
 
 
+def test_checkpoints_become_artifacts_on_request(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+    artifacts = CONFIGS[0].parent / "override/wandb_artifacts.yaml"
+    assert train.main(wandb_arguments(tiny_images, tmp_path, "--config", str(artifacts))) == 0
+    import wandb
+
+    wandb.finish()
+    (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    logged = [
+        record.request.log_artifact.artifact if record.HasField("request") else record.artifact
+        for record in complete_records(run)
+        if record.HasField("artifact") or record.request.HasField("log_artifact")
+    ]
+    models = [artifact for artifact in logged if artifact.type == "model"]
+    assert models
+    assert "latest" in models[-1].aliases
+    assert [entry.path.endswith(".ckpt") for entry in models[-1].manifest.contents] == [True]
+
+
 def wandb_arguments(images: Path, out: Path, *more: str) -> list[str]:
     """An offline run with the name of its own."""
     words = arguments(CONFIGS[0].parent / "r_coast.yaml", images, out, "--config",

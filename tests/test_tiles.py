@@ -149,6 +149,16 @@ def test_tiles_stay_under_a_limit_on_memory(name: str, words: str, size: tuple[i
     assert 0.4 * limit < max(method.peaks[trials:]) / 1e9 <= limit
 
 
+@pytest.mark.parametrize("size", [(64, 64), (40, 900)])
+def test_images_below_the_smallest_tile_only_need_to_fit_themselves(size: tuple[int, int]) -> None:
+    operator = make_operator("block", 0.3, size)
+    y = operator(torch.rand(1, 1, *size))
+    method = Metered(build_method(parse_methods(["fista:iterations=2"], [0.3])[0][0], 0.3), [])
+    tiling = TileMemory(0.01, 66).fit(method, y, operator)
+    solve_in_tiles(method, y, operator, tiling)
+    assert max(method.peaks) / 1e9 <= 0.01
+
+
 def test_memory_is_counted_while_it_is_held() -> None:
     with PeakMemory() as memory:
         x = torch.zeros(1000)

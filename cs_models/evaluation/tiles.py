@@ -116,16 +116,16 @@ class TileMemory:
         by_columns = isinstance(operator, ColumnOperator)
         unit = _units(operator)[1]
         least = smallest_tile(operator, self.overlap)
-        trial = max(least, TRIAL_TILE)
+        limit, trial = self.gigabytes * 1e9, max(least, TRIAL_TILE)
         while True:
             _, _, part, part_y = next(_tiles(y, operator, Tiling(trial, 0)))
             with PeakMemory() as memory:
                 reconstructor.solve(part_y, part)
-            pixels = self.gigabytes * 1e9 / memory.peak * math.prod(part.padded().image_size)
+            pixels = limit / memory.peak * math.prod(part.padded().image_size)
             side = pixels / height if by_columns else math.sqrt(pixels)
-            size = int(min(side, max(height, width, trial) + unit)) // unit * unit
-            if size >= trial:
-                return Tiling(size, self.overlap)
+            size = int(min(side, max(height, width) + unit)) // unit * unit
+            if memory.peak <= limit:
+                return Tiling(max(size, trial), self.overlap)
             if trial == least:
                 raise UserError(
                     f"--tile_memory {self.gigabytes:g}: the smallest tile, {least} wide with margins of "

@@ -18,6 +18,14 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B writes its runs to disk, says nothing, and keeps what it would upload in the test's folder."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with the benchmark sets and official weights; the test is skipped where it is absent."""

@@ -204,12 +204,7 @@ def test_mistakes_in_joining_are_one_line(results: Path, tmp_path: Path, capsys:
     assert "choose another" in lines[1]
 
 
-def test_the_wandb_run_holds_every_row_and_picture(
-    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+def test_the_wandb_run_holds_every_row_and_picture(results: Path, tmp_path: Path, wandb_offline: None) -> None:
     out = tmp_path / "logged"
     arguments = ["--datasets", str(tmp_path / "tiny"), "--ratios", "0.1,0.3", "--device", "cpu", "--out", str(out)]
     assert main(["--methods", "pinv,tv:iterations=20", *arguments, "--wandb", "test"]) == 0

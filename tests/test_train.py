@@ -97,10 +97,8 @@ def test_every_override_trains(override: Path, tiny_images: Path, tmp_path: Path
         assert (list(ours) if isinstance(ours, tuple) else ours) == value
 
 
-def test_wandb_offline(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline(tiny_images: Path, tmp_path: Path, wandb_offline: None) -> None:
     """Training logs configuration, curves, pictures, learning rate and throughput to an offline run."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     words = arguments(REPOSITORY / "configs/train/r_coast.yaml", tiny_images, tmp_path,
                       "--config", str(REPOSITORY / "configs/train/override/wandb.yaml"),
                       "--data.crop_size=33", "--model.init_args.network.features=4")  # fmt: skip
@@ -118,12 +116,7 @@ def test_wandb_offline(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert list(run.parent.glob("files/media/images/panel/*.png"))
 
 
-def test_checkpoints_become_artifacts_on_request(
-    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+def test_checkpoints_become_artifacts_on_request(tiny_images: Path, tmp_path: Path, wandb_offline: None) -> None:
     artifacts = CONFIGS[0].parent / "override/wandb_artifacts.yaml"
     assert train.main(wandb_arguments(tiny_images, tmp_path, "--config", str(artifacts))) == 0
     import wandb
@@ -149,9 +142,7 @@ def wandb_arguments(images: Path, out: Path, *more: str) -> list[str]:
     return [*words, f"--trainer.logger.init_args.save_dir={out}", *more]
 
 
-def test_resuming_continues_the_wandb_run(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_resuming_continues_the_wandb_run(tiny_images: Path, tmp_path: Path, wandb_offline: None) -> None:
     import wandb
 
     named = "--trainer.logger.init_args.version=mine"
@@ -193,10 +184,8 @@ def test_a_missing_wandb_login_is_one_line(
 
 
 def test_the_sweep_passes_arguments_that_train_takes(
-    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_images: Path, tmp_path: Path, wandb_offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.chdir(REPOSITORY)
     sweep = yaml.safe_load((REPOSITORY / "configs/sweep.yaml").read_text())
     assert sweep["program"] == "train.py"

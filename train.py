@@ -155,7 +155,9 @@ def _wandb_error(error: Exception) -> str | None:
     wandb = sys.modules.get("wandb")
     if wandb is None or not isinstance(error, wandb.Error):
         return None
-    return f"W&B: {str(error).splitlines()[0]}; WANDB_MODE=offline logs without a login or a network"
+    from cs_models.errors import first_line
+
+    return f"W&B: {first_line(error)}; WANDB_MODE=offline logs without a login or a network"
 
 
 if __name__ == "__main__":

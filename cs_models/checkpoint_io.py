@@ -16,7 +16,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from cs_models.errors import UserError
+from cs_models.errors import UserError, first_line
 
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError)
 
@@ -72,7 +72,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         except FileNotFoundError:
             raise
         except UNREADABLE as error:
-            damage = UserError(f"checkpoint {path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}")
+            damage = UserError(f"checkpoint {path} is damaged: {first_line(error)}")
             if not path.stem.startswith(ModelCheckpoint.CHECKPOINT_NAME_LAST):
                 raise damage from error
         others = [file for file in path.parent.glob("*.ckpt") if file != path and "step=" in file.stem]

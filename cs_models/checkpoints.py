@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from cs_models.errors import UserError, nearest
+from cs_models.errors import UserError, first_line, nearest
 from cs_models.operators import Sampling
 from cs_models.operators.carried import CarriedSampling
 from cs_models.reconstruction import ReconstructionModule, Training
@@ -191,7 +191,7 @@ def _read_lightning(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"cannot read {path} as a checkpoint without code: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read {path} as a checkpoint without code: {first_line(error)}") from error
     if "cs_models" not in content:
         raise UserError(f"{path} is no checkpoint of this framework: it has no 'cs_models' entry")
     state = content["state_dict"]

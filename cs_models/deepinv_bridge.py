@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cs_models.errors import UserError
+from cs_models.errors import UserError, first_line
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.matrices import module_sha256
 from cs_models.reconstruction import Reconstructor, Solution
@@ -91,7 +91,7 @@ class PhysicsOperator(MeasurementOperator):
         try:
             count = physics.A(like.new_zeros(1, 1, *image_size)).numel()
         except (RuntimeError, ValueError, AssertionError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             size = f"{image_size[0]}x{image_size[1]}"
             raise UserError(f"{name} takes no images of {size}, one channel: {reason}") from error
         super().__init__(image_size, count / (image_size[0] * image_size[1]), noise_sigma)

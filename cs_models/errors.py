@@ -46,3 +46,8 @@ def one_line(message: str) -> str:
     lines = [line.strip(" -") for line in message.strip().splitlines()]
     telling = " ".join(line for line in lines if line and not line.startswith(noise))
     return telling.replace("Does not validate against any of the Union subtypes ", "")
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says in its first line; the error's type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cs_models.checkpoints import check_weights, save_checkpoint
-from cs_models.errors import UserError
+from cs_models.errors import UserError, first_line
 from cs_models.operators import Sampling
 from cs_models.operators.matrices import file_source, load_matrix
 from cs_models.reconstruction import ReconstructionModule, Training
@@ -77,7 +77,7 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(ALLOWED_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()[0] if str(error) else type(error).__name__
+        reason = re.sub(r"\x1b\[\d+m", "", first_line(error))
         refused = re.search(r"Unsupported (?:global|operand|class)[^.]*?GLOBAL (\S+)", str(error))
         if refused:
             reason = f"it asks for {refused.group(1)}, which is no part of released weights; nothing was run"

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from cs_models.checkpoint_io import UNREADABLE
-from cs_models.errors import UserError
+from cs_models.errors import UserError, first_line
 
 
 class FSDP(ModelParallelStrategy):
@@ -35,7 +35,7 @@ class FSDP(ModelParallelStrategy):
         try:
             return super().load_checkpoint(checkpoint_path, weights_only=True)
         except UNREADABLE as error:
-            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            reason = first_line(error)
             raise UserError(f"checkpoint {checkpoint_path} is damaged or does not fit: {reason}") from error
 
 

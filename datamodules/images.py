@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from cs_models.errors import UserError, nearest
+from cs_models.errors import UserError, first_line, nearest
 
 Channels = Literal["luminance", "rgb"]
 
@@ -76,7 +76,7 @@ def read_image(path: str | Path, channels: Channels = "luminance") -> npt.NDArra
     except UserError as error:
         raise UserError(f"image '{path}': {error}") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, EOFError and others
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"cannot read image '{path}': {reason}") from error
     if channels == "luminance":
         return luminance(pixels)

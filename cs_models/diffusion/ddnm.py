@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cs_models.diffusion.idm import Canvas
 from cs_models.diffusion.unet import PROMPT_TOKENS, load_unet
-from cs_models.errors import UserError
+from cs_models.errors import UserError, first_line
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.matrices import load_matrix, module_sha256
 from cs_models.reconstruction import Solution
@@ -122,7 +122,7 @@ def _load_unconditional(root: Path) -> UNet2DModel:
             low_cpu_mem_usage=False,  # else diffusers asks for a package that is not needed
         )
     except Exception as error:  # diffusers and safetensors each have their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"cannot load the U-Net in '{root}': {reason}") from error
 
 

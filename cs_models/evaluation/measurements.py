@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_models.errors import UserError
+from cs_models.errors import UserError, first_line
 from cs_models.evaluation.options import Options
 from cs_models.evaluation.pictures import slug, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
@@ -81,7 +81,7 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
     except FileNotFoundError:
         raise UserError(f"measurements not found: {path}") from None
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read the measurements {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read the measurements {path}: {first_line(error)}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiuc" or not np.isfinite(array).all():
         raise UserError(f"{path} holds no array of finite numbers")
     buffer = next(operator.buffers())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_models.errors import UserError
+from cs_models.errors import UserError, first_line
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.report import append_section, markdown_table
 from cs_models.evaluation.results import Row, to_text, write_table
@@ -138,5 +138,5 @@ def _fitting(option: str, file: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{option} with {file}: {reason}; the other results are complete") from error

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import wandb
 from PIL import Image
 
-from cs_models.errors import UserError
+from cs_models.errors import UserError, first_line
 from cs_models.evaluation.figures import problem_title
 from cs_models.evaluation.options import Options
 from cs_models.evaluation.pictures import Pictures
@@ -51,7 +51,7 @@ def log_comparison(rows: Sequence[Row], options: Options) -> None:
                 run.summary[f"{key}/psnr_db"] = summary.psnr_db
                 run.summary[f"{key}/ssim"] = summary.ssim
     except wandb.Error as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"W&B: {reason}; results are in {out}, WANDB_MODE=offline logs without a login") from error
 
 

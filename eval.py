@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
+from cs_models.allocator import keep_freed_memory
 from cs_models.errors import UserError, nearest
 from cs_models.evaluation.options import Comparison, Execution, Measuring, Options, Output
 
@@ -35,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0, or 2 after a user's mistake, which is told in one line.
     """
-    # torch asks Linux for huge pages then, and large images lose less time to page faults.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_freed_memory(huge_pages=True)
     try:
         options = parse(arguments)
         if options is None:

@@ -48,11 +48,14 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
     from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    from cs_models.allocator import keep_freed_memory
     from cs_models.callbacks import ExportCheckpoint, FaultReport, LogConfig, StopOnSigterm, Throughput
     from cs_models.checkpoint_io import TrainingCheckpoint
     from cs_models.errors import UserError
     from cs_models.reconstruction import ReconstructionModule
     from datamodules.patches import PatchDataModule
+
+    keep_freed_memory()
 
     class TrainCLI(LightningCLI):
         """Errors are raised for `main` to show, and a checkpoint never overrides what the user wrote."""

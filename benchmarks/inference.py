@@ -1,8 +1,9 @@
 """How fast networks reconstruct: channels_last, bfloat16 and torch.compile against eager float32 in NCHW order.
 
 ``python benchmarks/inference.py r_coast ista_net_pp --ratio 0.1`` for networks of the zoo or checkpoint files. All
-alternatives run in turns in one process. The last columns give the PSNR against the original photograph, and the
-network's convolutions as a share of the speed of plain ones in the same precision.
+alternatives run in turns in one process, which keeps freed memory as eval.py does. The last columns give the PSNR
+against the original photograph, and the network's convolutions as a share of the speed of plain ones in the same
+precision.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from timing import convolutions, median_seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from cs_models import load
+from cs_models.allocator import keep_freed_memory
 from cs_models.errors import UserError
 from cs_models.metrics import psnr
 from cs_models.operators import MeasurementOperator
@@ -101,6 +103,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
+    keep_freed_memory(huge_pages=True)
     print("".join(f"{column:>16}" for column in COLUMNS))
     lines = []
     try:

@@ -18,6 +18,7 @@ import torch
 from timing import convolutions, median_seconds, synchronize
 from torch.utils.flop_counter import FlopCounterMode
 
+from cs_models.allocator import keep_freed_memory
 from cs_models.operators import Sampling
 from cs_models.reconstruction import ReconstructionModule, Training
 from cs_models.unfolding.coast import COASTConfig, COASTModule
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
+    keep_freed_memory()
     print("".join(f"{column:>16}" for column in COLUMNS))
     lines = []
     for name in options.networks:

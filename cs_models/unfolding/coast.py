@@ -49,7 +49,7 @@ class CPMB(nn.Module):
 
     def forward(self, h: Tensor, gains: Tensor) -> Tensor:
         """Refine h ``(N, C, H, W)`` under gains that broadcast to it."""
-        return h + gains * self.conv2(F.relu(self.conv1(h)))
+        return h + gains * self.conv2(F.relu(self.conv1(h), inplace=True))
 
 
 class COASTLayer(nn.Module):

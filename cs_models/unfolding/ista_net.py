@@ -61,9 +61,12 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 def shrink(s: Tensor, threshold: Tensor) -> Tensor:
     """``sign(s) max(|s| - threshold, 0)`` (Eq. 11); trained thresholds can be negative, and then it expands."""
-    if s.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and threshold >= 0:
-        # One pass over memory instead of five. On other devices reading the threshold would wait for them.
-        return F.softshrink(s, float(threshold))
+    if s.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        # Fewer passes over memory. On other devices reading the threshold would wait for them.
+        level = float(threshold)
+        if level < 0:  # |s| - threshold is positive everywhere
+            return torch.sub(s, torch.sign(s), alpha=level)
+        return F.softshrink(s, level)
     return torch.sign(s) * F.relu(s.abs() - threshold)
 
 
@@ -84,11 +87,11 @@ class Phase(nn.Module):
 
     def sparsify(self, d: Tensor) -> Tensor:
         """F."""
-        return self.forward2(F.relu(self.forward1(d)))
+        return self.forward2(F.relu(self.forward1(d), inplace=True))
 
     def restore(self, s: Tensor) -> Tensor:
         """F~, trained towards the left inverse of F."""
-        return self.backward2(F.relu(self.backward1(s)))
+        return self.backward2(F.relu(self.backward1(s), inplace=True))
 
     def forward(self, r: Tensor, gains: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Refine the gradient step r ``(N, 1, H, W)``.

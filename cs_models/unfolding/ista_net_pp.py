@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.conv2(F.relu(self.conv1(h)))
+        return h + self.conv2(F.relu(self.conv1(h), inplace=True))
 
 
 class Stage(nn.Module):

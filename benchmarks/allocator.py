@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 from collections import defaultdict
+
+from programs import run_program
 
 from cs_models.allocator import keep_freed_memory
 from cs_models.errors import UserError
@@ -61,11 +62,7 @@ def main() -> int:
             for _ in range(options.processes):
                 for case in CASES:
                     words = [network, "--size", str(options.size), "--repeats", str(options.repeats), "--case", *case]
-                    run = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
-                    if run.returncode != 0:
-                        lines = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]
-                        raise UserError(lines[-1].removeprefix("error: "))
-                    times[case].append(float(run.stdout))
+                    times[case].append(float(run_program([__file__, *words])))
             first = statistics.median(times[CASES[0]])
             for case in CASES:
                 time = statistics.median(times[case])

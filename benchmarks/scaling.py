@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
 import torch
+from programs import run_program
 
 from cs_models.errors import UserError
 
@@ -34,7 +34,7 @@ def patches_per_second(options: argparse.Namespace, devices: int, precision: str
     """
     with tempfile.TemporaryDirectory() as folder:
         words = [
-            sys.executable, "train.py", "fit", "--config", options.config, *options.more,
+            "train.py", "fit", "--config", options.config, *options.more,
             f"--trainer.devices={devices}", f"--trainer.precision={precision}", f"--trainer.accelerator={options.kind}",
             f"--trainer.max_steps={WARM_UP + MEASURED}", f"--data.batches_per_epoch={WARM_UP + MEASURED}",
             "--data.validation_sets=[]", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
@@ -44,10 +44,10 @@ def patches_per_second(options: argparse.Namespace, devices: int, precision: str
         ]  # fmt: skip
         if options.data_dir:
             words.append(f"--data.data_dir={options.data_dir}")
-        training = subprocess.run(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if training.returncode != 0:
-            lines = training.stderr.strip().splitlines() or [f"exit status {training.returncode}"]
-            raise UserError(f"train.py with {devices} processes, {precision}: {lines[-1].removeprefix('error: ')}")
+        try:
+            run_program(words, REPOSITORY)
+        except UserError as error:
+            raise UserError(f"train.py with {devices} processes, {precision}: {error}") from None
         with open(Path(folder) / "run/metrics.csv") as file:
             found = [row.get("train/patches_per_second") for row in csv.DictReader(file)]
     return statistics.median([float(value) for value in found if value][1:])

@@ -29,7 +29,7 @@ from cs_models.errors import UserError
 from cs_models.reconstruction import ReconstructionModule
 from tests.conftest import REPOSITORY
 from tests.test_train import arguments, wandb_arguments
-from tests.wandb_files import read_records
+from tests.wandb_files import complete_records
 from tests.wandb_server import WandbServer
 
 CONFIGS = REPOSITORY / "configs/train"
@@ -412,6 +412,6 @@ def test_training_goes_on_without_the_network(tiny_images: Path, tmp_path: Path)
     assert server.vanished.is_set()
     load_checkpoint(tmp_path / "model.safetensors")
     (run,) = tmp_path.glob("wandb/run-*/run-*.wandb")
-    history = [record.history for record in read_records(run) if record.HasField("history")]
+    history = [record.history for record in complete_records(run) if record.HasField("history")]
     logged = [{item.key or item.nested_key[0]: item.value_json for item in entry.item} for entry in history]
     assert [entry["trainer/global_step"] for entry in logged if "train/loss" in entry] == ["0", "1", "2", "3", "4"]

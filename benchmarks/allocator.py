@@ -11,6 +11,7 @@ import argparse
 import statistics
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 from programs import run_program
 
@@ -66,7 +67,9 @@ def main() -> int:
             first = statistics.median(times[CASES[0]])
             for case in CASES:
                 time = statistics.median(times[case])
-                print("".join(f"{cell:>16}" for cell in (network, *case, f"{time:.1f}", f"{first / time:.2f}")))
+                print(
+                    "".join(f"{cell:>16}" for cell in (Path(network).stem, *case, f"{time:.1f}", f"{first / time:.2f}"))
+                )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -52,6 +53,20 @@ def gradients(network: nn.Module, operator: MeasurementOperator, x: Tensor) -> d
     network.zero_grad()
     (network(operator(x), operator) - x).abs().mean().backward()
     return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_attention_is_the_one_of_diffusers(pruned: bool) -> None:
+    network = tiny(pruned=pruned, unet=TINY if pruned else WHOLE).double()
+    operator = structured().double()
+    y = operator(torch.rand(2, 1, 16, 16, dtype=torch.float64))
+    with torch.no_grad():
+        ours = network(y, operator)
+        layers = [module for module in network.modules() if isinstance(module, Attention)]
+        assert layers
+        for layer in layers:
+            layer.set_processor(AttnProcessor2_0())
+        torch.testing.assert_close(network(y, operator), ours, rtol=1e-10, atol=1e-10)
 
 
 def randomise_scalars(network: IDM) -> None:

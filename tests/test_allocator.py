@@ -33,4 +33,4 @@ def page_faults(kept: bool) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's malloc")
 def test_freed_tensors_are_used_again_without_page_faults() -> None:
-    assert page_faults(kept=True) < 1000 < 100_000 < page_faults(kept=False)
+    assert 5 * page_faults(kept=True) < page_faults(kept=False)

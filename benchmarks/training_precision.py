@@ -9,27 +9,34 @@ from __future__ import annotations
 
 import argparse
 import csv
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from programs import run_program
+
+from cs_models.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def train(options: argparse.Namespace, precision: str) -> tuple[dict[str, float], float]:
-    """PSNR in dB at the end, by name, and seconds."""
+    """PSNR in dB at the end, by name, and seconds.
+
+    Raises:
+        UserError: if the training fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         words = [
-            sys.executable, "train.py", "fit", "--config", options.config, "--trainer.max_epochs=-1",
+            "train.py", "fit", "--config", options.config, "--trainer.max_epochs=-1",
             f"--trainer.max_steps={options.steps}", f"--data.batches_per_epoch={options.steps}",
             f"--trainer.precision={precision}", "--trainer.enable_progress_bar=false",
             "--trainer.logger=pytorch_lightning.loggers.CSVLogger", f"--trainer.logger.save_dir={folder}",
             "--trainer.logger.name=run", "--trainer.logger.version=", *options.more,
         ]  # fmt: skip
         start = time.perf_counter()
-        subprocess.run(words, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+        run_program(words, REPOSITORY)
         seconds = time.perf_counter() - start
         with open(Path(folder) / "run/metrics.csv") as file:
             rows = list(csv.DictReader(file))
@@ -38,7 +45,7 @@ def train(options: argparse.Namespace, precision: str) -> tuple[dict[str, float]
     }, seconds
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/train/quickstart.yaml")
     parser.add_argument("--precisions", default="32-true,bf16-mixed")
@@ -46,15 +53,20 @@ def main() -> None:
     options, more = parser.parse_known_args()
     options.more = more
     first: dict[str, float] | None = None
-    for precision in options.precisions.split(","):
-        quality, seconds = train(options, precision)
-        first = first or quality
-        for name, value in quality.items():
-            print(
-                f"{precision:>12} {name:>12} {value:8.3f} dB {value - first[name]:+8.3f} dB {seconds:8.0f} s",
-                flush=True,
-            )
+    try:
+        for precision in options.precisions.split(","):
+            quality, seconds = train(options, precision)
+            first = first or quality
+            for name, value in quality.items():
+                print(
+                    f"{precision:>12} {name:>12} {value:8.3f} dB {value - first[name]:+8.3f} dB {seconds:8.0f} s",
+                    flush=True,
+                )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

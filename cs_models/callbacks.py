@@ -139,7 +139,7 @@ class FaultReport(pl.Callback):
             trainer.save_checkpoint(state)
             np.save(state.with_name(f"{state.stem}_rank{trainer.global_rank}.npy"), self._batch.cpu().numpy())
             exception.add_note(f"state and batch are in {state.with_suffix('')}*")
-        elif loader.num_workers and _is_worker_death(exception):
+        elif loader.num_workers and is_worker_death(exception):
             number = loader.delivered
             exception.add_note("a process that prepares training batches died")
         else:
@@ -147,6 +147,6 @@ class FaultReport(pl.Callback):
         exception.add_note(f"batch {number} has crops of {', '.join(loader.dataset.files(number))}")
 
 
-def _is_worker_death(error: BaseException) -> bool:
+def is_worker_death(error: BaseException) -> bool:
     """Whether a process of a `DataLoader` died: torch says so, or the connection to it broke."""
     return isinstance(error, ConnectionError | EOFError) or str(error).startswith("DataLoader worker")

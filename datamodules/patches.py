@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
@@ -209,7 +210,13 @@ class ResumableLoader(DataLoader[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         # A generator: workers start at the first `next`, after Lightning has set the epoch.
         sampler = self.sampler
-        for batch in super().__iter__():
+        on_child_end = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        # torch would have the death of a worker raised by a signal handler: at any point, even while its other sign, a
+        # broken connection, is being reported. Without the handler `next` alone raises it.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) != on_child_end:
+            signal.signal(signal.SIGCHLD, on_child_end or signal.SIG_DFL)
+        for batch in batches:
             if isinstance(sampler, EpochSampler):  # Lightning's overfit_batches puts another in its place
                 sampler.done += 1
             yield batch

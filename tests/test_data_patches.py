@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import multiprocessing.connection
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from cs_models.callbacks import is_worker_death
 from cs_models.errors import UserError
 from datamodules.catalog import find_images
 from datamodules.patches import Crops, PatchDataModule
@@ -43,6 +46,18 @@ def epoch(module: PatchDataModule, number: int = 0) -> Tensor:
     loader = module.train_dataloader()
     loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
     return torch.stack(list(loader))
+
+
+def test_a_dead_worker_is_reported_by_the_next_batch_alone(tmp_path: Path, images: list[npt.NDArray[np.uint8]]) -> None:
+    """torch's handler of SIGCHLD would raise here and now, as a second error where a first one is being handled."""
+    batches = iter(make(tmp_path, num_workers=1).train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    multiprocessing.connection.wait([worker.sentinel])
+    with pytest.raises((RuntimeError, ConnectionError, EOFError)) as caught:
+        list(batches)
+    assert is_worker_death(caught.value)
 
 
 def test_every_crop_equals_its_slice(tmp_path: Path, images: list[npt.NDArray[np.uint8]]) -> None:

@@ -42,6 +42,8 @@ def run(arguments: Sequence[str] | None) -> LightningCLI:
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "1800")
     # wandb.init has a default that is no plain value and that no configuration needs.
     warnings.filterwarnings("ignore", r"\s*Unable to serialize instance <object object")
+    # The moving average of the weights is meant to be in eval mode.
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
     # Imported here so that --help and a missing subcommand answer at once.
     from pytorch_lightning import Trainer
     from pytorch_lightning.callbacks import LearningRateMonitor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
             super().remove_checkpoint(path)
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint; of a damaged ``last.ckpt``, the newest readable one in its folder.
+        """Read a checkpoint to the CPU; of a damaged ``last.ckpt``, the newest readable one in its folder.
 
         Raises:
             UserError: if the file is damaged and is not ``last.ckpt``, or none in its folder is readable.

@@ -149,4 +149,6 @@ class FaultReport(pl.Callback):
 
 def is_worker_death(error: BaseException) -> bool:
     """Whether a process of a `DataLoader` died: torch says so, or the connection to it broke."""
-    return isinstance(error, ConnectionError | EOFError) or str(error).startswith("DataLoader worker")
+    return isinstance(error, ConnectionError | EOFError) or str(error).startswith(
+        ("DataLoader worker", "Pin memory thread")
+    )

@@ -240,7 +240,8 @@ def test_split_weights(tiny_images: Path, tmp_path: Path) -> None:
 
     With all that touches weights: moving average, clipping, validation on two images here and one there.
     """
-    fsdp, whole = ("--config", str(CONFIGS / "override/fsdp.yaml")), tmp_path / "whole"
+    fsdp = "--config", str(CONFIGS / "override/fsdp.yaml"), "--trainer.precision=32-true"
+    whole = tmp_path / "whole"
     for name, processes, more in (("one", 1, []), ("whole", 2, []), ("resumed", 2, ["step=2.ckpt"])):
         out = tmp_path / name
         out.mkdir()
@@ -257,6 +258,15 @@ def test_split_weights(tiny_images: Path, tmp_path: Path) -> None:
     statuses, log = finish([*words[:-1], f"--ckpt_path={whole}/run/checkpoints/last.ckpt"], out, 2, fsdp)
     assert statuses == [2, 2]
     assert "last.ckpt is damaged" in log
+
+
+@pytest.mark.slow
+def test_split_weights_of_the_shipped_configuration(tiny_images: Path, tmp_path: Path) -> None:
+    """In its precision: FSDP refuses the scaled gradients that the paper's has."""
+    words = arguments(CONFIGS / "idm_small.yaml", tiny_images, tmp_path, *SMALLEST["idm_small"])
+    half, fsdp = "--trainer.precision=16-mixed", ("--config", str(CONFIGS / "override/fsdp.yaml"))
+    statuses, log = finish([*words, half], tmp_path, 2, fsdp)
+    assert statuses == [0, 0], log
 
 
 # Resuming
@@ -370,6 +380,13 @@ def test_a_dead_data_worker_names_the_images(tiny_images: Path, tmp_path: Path) 
     (error,) = [line for line in log.splitlines() if line.startswith("error: ")]
     assert "batches died" in error
     assert str(tiny_images) in error
+
+
+def test_checkpoints_of_a_gpu_are_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save({"global_step": 1, "weight": torch.ones(2)}, tmp_path / "last.ckpt")
+    checkpoint = DurableCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+    assert checkpoint["weight"].device.type == "cpu"
 
 
 def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

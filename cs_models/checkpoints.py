@@ -184,7 +184,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
         raise UserError(f"cannot read {path}: {error}") from error
     if "cs_models" not in metadata:
         raise UserError(f"{path} is no checkpoint of this framework: its header has no 'cs_models' entry")
-    return json.loads(metadata["cs_models"]), tensors
+    try:
+        return json.loads(metadata["cs_models"]), tensors
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: the 'cs_models' entry of its header is no JSON ({error})") from error
 
 
 def _read_lightning(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -128,7 +128,9 @@ def write_png(path: str | Path, image: npt.NDArray[np.floating]) -> None:
         UserError: where the file cannot be written.
     """
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    partial = Path(f"{path}.partial")
     try:
-        Image.fromarray(pixels).save(path, format="PNG")
+        Image.fromarray(pixels).save(partial, format="PNG")
+        partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error

@@ -35,6 +35,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / folder).mkdir()
     Image.fromarray(pixels).save(root / "good/a.png")
     Image.fromarray(pixels[:33]).save(root / "good/b.png")
+    (root / "other/good").mkdir(parents=True)
+    Image.fromarray(pixels).save(root / "other/good/a.png")
     (root / "truncated/broken.png").write_bytes((root / "good/a.png").read_bytes()[:200])
     Image.fromarray(pixels[:5]).save(root / "small/slim.png")
     (root / "notes/readme.txt").write_text("no image")
@@ -48,6 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "noise.npy").write_bytes(b"\x00\x01\x02")
     (root / "noise.safetensors").write_bytes(b"\x00\x01\x02")
     save_file({"weight": torch.zeros(2)}, root / "foreign.safetensors")
+    save_file({"weight": torch.zeros(2)}, root / "no_json.safetensors", {"cs_models": "{"})
     save_file({"weight": torch.zeros(2)}, root / "other.safetensors", {"cs_models": '{"model": "resnet"}'})
     (root / "code.ckpt").write_bytes(pickle.dumps(Malicious(root / "executed")))
     (root / "file").write_text("a file, not a folder")
@@ -98,6 +101,7 @@ CASES: dict[str, tuple[dict[str, str | None], str]] = {
     "missing checkpoint": ({"methods": "{root}/none.safetensors"}, "checkpoint not found"),
     "checkpoint that is noise": ({"methods": "{root}/noise.safetensors"}, "noise.safetensors"),
     "checkpoint of another program": ({"methods": "{root}/foreign.safetensors"}, "no checkpoint of this framework"),
+    "checkpoint with a damaged header": ({"methods": "{root}/no_json.safetensors"}, "header is no JSON"),
     "checkpoint of an unknown model": ({"methods": "{root}/other.safetensors"}, "other.safetensors"),
     "checkpoint with code": ({"methods": "{root}/code.ckpt"}, "code.ckpt"),
     "unknown dataset": ({"datasets": "Set12"}, "did you mean 'Set11'?"),
@@ -105,6 +109,7 @@ CASES: dict[str, tuple[dict[str, str | None], str]] = {
     "misspelt folder": ({"datasets": "goood"}, "did you mean 'good'?"),
     "no dataset": ({"datasets": None}, "--datasets"),
     "dataset and image": ({"image": "{root}/good/a.png"}, "give one of"),
+    "folders of one name": ({"datasets": "good,{root}/other/good"}, "would both be called 'good'"),
     "empty folder": ({"datasets": "empty"}, "no images in"),
     "folder without images": ({"datasets": "notes"}, "no images in"),
     "truncated image": ({"datasets": "truncated"}, "broken.png"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from cs_models.evaluation.plan import usual_precision
 from cs_models.evaluation.protocol import measure, quantise
 from cs_models.evaluation.results import COLUMNS, read_rows
 from cs_models.operators import make_operator
+from cs_models.unfolding.coast import COASTConfig, COASTModule
 from cs_models.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
 from eval import main
 
@@ -266,6 +270,54 @@ def test_compiling_does_not_change_the_scores(data: Path, tmp_path: Path) -> Non
         assert main(command(data, tmp_path / name, "--precision", "fp32", *extra, methods=network)) == 0
         scores.append([row.psnr_db for row in read_rows(tmp_path / name / "per_image.csv")])
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
+def test_a_changed_matrix_file_counts_alone(data: Path, tmp_path: Path) -> None:
+    for seed, limit in ((0, "3"), (1, "1")):
+        np.save(tmp_path / "phi.npy", np.random.RandomState(seed).randn(64, 64) / 8)
+        words = command(
+            data, tmp_path / "out", "--operator", str(tmp_path / "phi.npy"), "--limit", limit, methods="pinv"
+        )
+        assert main(words) == 0
+    with (tmp_path / "out/summary.csv").open(newline="") as file:
+        assert [line["images"] for line in csv.DictReader(file)] == ["1", "1"]
+
+
+def test_one_result_under_two_names_is_two_rows(data: Path, tmp_path: Path) -> None:
+    """The same pixels in another set, the same weights in another file: each name has all its images."""
+    out, first, second = tmp_path / "out", save_network(tmp_path / "first.safetensors"), tmp_path / "second.safetensors"
+    shutil.copytree(data / "tiny", data / "again")
+    shutil.copy(first, second)
+    assert main(command(data, out, methods=f"pinv,{first}")) == 0
+    assert main(command(data, out, "--datasets", "again", methods=f"pinv,{second}")) == 0
+    counts = Counter((row.method, row.dataset, row.ratio) for row in read_rows(out / "per_image.csv"))
+    assert len(counts) == 8
+    assert set(counts.values()) == {3}
+
+
+def test_what_changes_no_weight_but_the_result_changes_the_key() -> None:
+    smooth, blocks = (COASTModule(COASTConfig(layers=2, features=4, deblock=deblock)) for deblock in (True, False))
+    blocks.network.load_state_dict(smooth.network.state_dict())
+    assert smooth.settings() != blocks.settings()
+
+
+def test_a_compiled_network_is_compiled_before_it_is_timed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While operations are counted nothing is compiled, so the last call before the first timed one must not count."""
+    counting: list[bool] = []
+    reconstruct = ISTANetPPModule.reconstruct
+
+    def noted(*args: Any, **options: Any) -> Any:
+        counting.append(bool(torch.utils._python_dispatch._get_current_dispatch_mode_stack()))
+        return reconstruct(*args, **options)
+
+    monkeypatch.setattr(ISTANetPPModule, "reconstruct", noted)
+    monkeypatch.setattr(ISTANetPPModule, "compile_layers", lambda module: None)
+    checkpoint = save_network(tmp_path / "net.safetensors")
+    words = command(data, tmp_path / "out", "--compile", "--limit", "1", "--ratios", "0.3", methods=str(checkpoint))
+    assert main(words) == 0
+    assert counting == [True, False, False]
 
 
 def test_other_weights_compute_anew(data: Path, tmp_path: Path) -> None:

@@ -143,6 +143,13 @@ def test_paired_differences_are_of_the_same_images() -> None:
     assert difference.wins == 1
 
 
+def test_one_method_on_two_operators_is_two_methods() -> None:
+    rows = rows_of("net", [30, 31], operator="block:33") + rows_of("net", [20, 21], operator="block:33 from phi.npy")
+    (difference,) = paired_differences(rows)
+    assert (difference.method, difference.other) == ("net", "net [block:33 from phi.npy]")
+    assert difference.difference_db == 10
+
+
 def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     covered = 0

@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -41,7 +43,9 @@ def run(plan: Plan) -> list[Row]:
         UserError: if something goes wrong on the way; the rows so far are in the table.
     """
     execution, folder = plan.options.execution, plan.options.output.out
-    fabric = Fabric(accelerator=plan.device.type, devices=execution.devices)
+    # A process that has finished waits for the others, which may take hours more, at the end.
+    strategy = DDPStrategy(timeout=timedelta(days=7)) if execution.devices > 1 else "auto"
+    fabric = Fabric(accelerator=plan.device.type, strategy=strategy, devices=execution.devices)
     if execution.devices > 1 and os.environ.get("LOCAL_RANK", "0") != "0":
         _Worker(plan, fabric).run()
         return []
@@ -63,7 +67,7 @@ class _Worker:
         self.plan = plan
         self.rank, self.world_size = fabric.global_rank, fabric.world_size
         self.table = ResultsFile(plan.options.output.out)
-        self.done = {row.run_key for row in self.table.rows()}
+        self.done = {(row.method, row.dataset, row.image, row.run_key) for row in self.table.rows()}
         # Nobody adds a row before everybody has read the table.
         fabric.barrier()
         self._seen: set[SizeKey] = set()
@@ -112,7 +116,8 @@ class _Worker:
         batch: list[Task] = []
         for index in self._share(case):
             task = self.plan.task(case, index)
-            if task.run_key in self.done and (task.pictures is None or task.pictures.exist()):
+            row = case.candidate.spec.text, case.images.set_name, task.name, task.run_key
+            if row in self.done and (task.pictures is None or task.pictures.exist()):
                 bar.update()
                 continue
             if batch and batch[0].image.shape != task.image.shape:
@@ -135,10 +140,14 @@ class _Worker:
         if key not in self._seen and not self._warms_itself(candidate, images):
             with self._counting(key):
                 candidate.solve(y[:1], operator)
+            if options.execution.compile:  # nothing is compiled while operations are counted
+                candidate.solve(y[:1], operator)
         self._seen.add(key)
         with self._counting(key, len(batch)):
             solution, seconds, peak_memory_mb = self._timed_solve(candidate, y, operator)
         estimates = solution.x.float().clamp(0, 1).cpu()
+        # A file that changes makes another operator of the same name.
+        matrix = {key: value for key, value in operator.spec.items() if key == "sha256"}
         for index, (task, estimate) in enumerate(zip(batch, estimates, strict=True)):
             if task.pictures is not None:
                 task.pictures.write(task.image, estimate)
@@ -169,7 +178,7 @@ class _Worker:
                 parameters=_parameters(candidate),
                 macs=self._macs.get(key),
                 peak_memory_mb=peak_memory_mb,
-                settings_key=short_hash(candidate.facts),
+                settings_key=short_hash(candidate.facts | matrix),
                 **scores,
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -269,12 +270,19 @@ def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
     if comparison.image is not None:
         path = Path(comparison.image)
         return [BenchmarkImages("image", [ImageFile(path.stem, path)], options.channels)]
-    return [
+    sets = [
         load_signal_set(name, comparison.data_dir, comparison.limit)
         if names_signals(name)
         else load_set(name, comparison.data_dir, options.channels, comparison.limit)
         for name in comparison.datasets
     ]
+    for first, second in combinations(zip(comparison.datasets, sets, strict=True), 2):
+        if first[1].set_name == second[1].set_name:
+            raise UserError(
+                f"--datasets '{first[0]}' and '{second[0]}' would both be called '{first[1].set_name}' in the results; "
+                "evaluate one at a time, each with its own --out, or rename a folder"
+            )
+    return sets
 
 
 def usual_precision(device: torch.device) -> str:

@@ -134,8 +134,7 @@ def variant(item: Row | Summary) -> str:
 
 def label(item: Row | Summary) -> str:
     """A method's name in figures: its variant, with the operator where it is not 33x33 blocks."""
-    usual = item.operator.startswith("block:33")
-    return variant(item) if usual else f"{variant(item)} [{item.operator}]"
+    return variant(item) if item.operator == "block:33" else f"{variant(item)} [{item.operator}]"
 
 
 def setting_of(row: Row) -> Setting:

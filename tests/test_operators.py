@@ -140,9 +140,11 @@ def test_convolution_is_the_matrix_form(size: tuple[int, int], ratio: float) -> 
     torch.testing.assert_close(operator.adjoint(y), MatrixOperator.adjoint(operator, y))
 
 
-def test_float32_under_autocast() -> None:
-    operator = BlockOperator.gaussian(0.3, (66, 66))
-    x = torch.rand(1, 1, 66, 66)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_float32_under_autocast(name: str) -> None:
+    operator = OPERATORS[name]().float()
+    x = images(operator, 1)
+    x = x.to(torch.complex64 if x.is_complex() else torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = operator(x)
         image = operator.adjoint(y)

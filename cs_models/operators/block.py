@@ -13,7 +13,7 @@ from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, rows
 
 
 class BlockOperator(SquareBlocksOperator):
-    """Samples every B x B block by the same matrix, as one convolution of stride B.
+    """Samples every B x B block by the same matrix, on CPUs as one convolution of stride B.
 
     Blocks go row by row over the image, pixels row by row inside a block. Images whose sides are not multiples
     of B are padded with zeros at the bottom and at the right.
@@ -51,6 +51,8 @@ class BlockOperator(SquareBlocksOperator):
 
     @full_precision
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:  # cuDNN would convolve in TF32, with 10 bits of mantissa; a product of matrices stays in float32
+            return super().forward(x)
         kernel = rearrange(self.matrix, "m (p q) -> m 1 p q", p=self.block_size)
         planes = rearrange(self.pad(x), "n c h w -> (n c) 1 h w")
         y = F.conv2d(planes, kernel, stride=self.block_size)
@@ -58,6 +60,8 @@ class BlockOperator(SquareBlocksOperator):
 
     @full_precision
     def adjoint(self, y: Tensor) -> Tensor:
+        if y.is_cuda:
+            return super().adjoint(y)
         maps = rearrange(y, "n c (h w) m -> (n c) m h w", h=self.grid[0])
         pixels = F.conv2d(maps, rearrange(self.matrix, "m n -> n m 1 1"))
         planes = F.pixel_shuffle(pixels, self.block_size)

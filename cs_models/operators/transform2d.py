@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cs_models.operators.base import MeasurementOperator
+from cs_models.operators.base import MeasurementOperator, full_precision
 from cs_models.operators.matrices import rows_for_ratio
 from cs_models.transforms import DCT2d
 
@@ -51,10 +51,12 @@ class Transform2dOperator(MeasurementOperator):
     def spec(self) -> dict[str, Any]:
         return {"kind": "transform2d", "ratio": self.ratio, "seed": self.seed}
 
+    @full_precision
     def forward(self, x: Tensor) -> Tensor:
         spectrum = self._transform.analysis(x * self.signs)
         return rearrange(spectrum, "n c h w -> n c (h w)")[..., self.coefficients]
 
+    @full_precision
     def adjoint(self, y: Tensor) -> Tensor:
         height, width = self.image_size
         flat = y.new_zeros(*y.shape[:2], height * width).index_copy(-1, self.coefficients, y)

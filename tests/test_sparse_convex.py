@@ -139,6 +139,15 @@ def test_weighted_l1_is_3_db_better_than_lasso_from_a_tenth_of_the_pixels(real_d
 # Total variation
 
 
+def test_a_mask_that_leaves_the_mean_out_starts_from_black() -> None:
+    mask = torch.zeros(12, 15, dtype=torch.bool)
+    mask[3:7, 2:9] = True
+    operator = FourierOperator(mask)
+    y = operator(torch.rand(1, 1, 12, 15))
+    assert torch.equal(constant_image(y, operator), torch.zeros(1, 1, 12, 15))
+    assert FISTA(iterations=5).reconstruct(y, operator).isfinite().all()
+
+
 def test_gradient_and_its_adjoint() -> None:
     x, g = torch.randn(2, 3, 5, 7).double(), torch.randn(2, 2, 3, 5, 7).double()
     torch.testing.assert_close((gradient(x) * g).sum(), (x * gradient_adjoint(g)).sum())

@@ -100,7 +100,9 @@ def constant_image(y: Tensor, operator: MeasurementOperator) -> Tensor:
     """
     white = torch.ones(1, 1, *operator.image_size, dtype=y.real.dtype, device=y.device)
     measured = operator(white).flatten(2)
-    brightness = (measured.conj() * y.flatten(2)).sum(-1).real / measured.abs().square().sum(-1)
+    energy = measured.abs().square().sum(-1)
+    # 0 for masks of the spectrum that leave the mean out, whose best grey value is anything: black.
+    brightness = (measured.conj() * y.flatten(2)).sum(-1).real / energy.clamp_min(torch.finfo(energy.dtype).tiny)
     return brightness[..., None, None] * white
 
 

@@ -130,6 +130,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
     Attributes:
         network: maps (y, A) of one-channel images to images.
         config: architecture, a dataclass of plain values.
+        without_effect: fields of `config` that change neither weights nor results, such as where weights came from.
         training: how it is trained.
         carried: matrices that travel with the weights.
         provenance: where the weights come from, ready for JSON.
@@ -138,6 +139,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
 
     name: str
     config_class: type
+    without_effect: frozenset[str] = frozenset()
     network: nn.Module
 
     def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
@@ -150,6 +152,8 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         self.provenance: dict[str, Any] = {}
         self.skipped_batches = 0
         self._skip_step = False
+        self._schedule_steps: int | None = None
+        self._resumed_schedule_steps: int | None = None
         self.iterations_per_layer: tuple[int, ...] | None = None
         if training.start_from is not None:
             from cs_models.checkpoints import load_weights
@@ -240,7 +244,14 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         weights = {key: tensor_sha256(value) for key, value in self.evaluated_network.state_dict().items()}
         digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
         schedule = self.iterations_per_layer or getattr(self.network, "iterations_per_layer", None)
-        return {"model": self.name, "weights": digest, "iterations_per_layer": schedule and list(schedule)}
+        # Some of it changes what the network computes and no weight.
+        architecture = {key: value for key, value in asdict(self.config).items() if key not in self.without_effect}
+        return {
+            "model": self.name,
+            "network": architecture,
+            "weights": digest,
+            "iterations_per_layer": schedule and list(schedule),
+        }
 
     # Training
 
@@ -256,8 +267,17 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         seed = self.training_options.sampling.seed
         return draw_schedule(self.network.iterations_per_layer, seed, self.global_step)
 
-    def training_loss(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
-        """Loss of a batch of images ``(N, 1, H, W)``; mean squared error unless a subclass says otherwise."""
+    def training_loss(
+        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Loss of a batch of images ``(N, 1, H, W)``; mean squared error unless a subclass says otherwise.
+
+        Args:
+            x: the images.
+            y: their measurements.
+            operator: what measured them.
+            generator: random state of this batch, on the CPU; torch's own where it is not given.
+        """
         assert isinstance(self.network, UnfoldingNetwork)
         keep_all = self.training_options.loss_on == "all"
         run = self.network.unfold(y, operator, self.training_schedule(), keep_all)
@@ -274,11 +294,10 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         """
         x = batch.float() / 255
         operator = self.training_operator((x.shape[-2], x.shape[-1]))
-        noise = torch.Generator().manual_seed(
-            mix(self.training_options.sampling.seed, self.global_step, self.global_rank)
-        )
-        y = operator.measure(x, noise)
-        loss = self.training_loss(x, y, operator)
+        seed = self.training_options.sampling.seed
+        generator = torch.Generator().manual_seed(mix(seed, self.global_step, batch_idx, self.global_rank))
+        y = operator.measure(x, generator)
+        loss = self.training_loss(x, y, operator, generator)
         if self.training_options.log_loss:
             loss = loss.clamp_min(SMALLEST_LOSS).log()
         if not self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):
@@ -307,7 +326,8 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         # with which the optimiser is not fused, would make that wrong.
         plugin = self.trainer.precision_plugin
         if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip(self.network.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -362,16 +382,32 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         )
         if options.schedule == "constant":
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = _scheduler(optimizer, options, total)
+        self._schedule_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = _scheduler(optimizer, options, self._schedule_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["cs_models"] = self.header()
         checkpoint["skipped_batches"] = self.skipped_batches
+        checkpoint["schedule_steps"] = self._schedule_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped_batches = checkpoint.get("skipped_batches", 0)
+        self._resumed_schedule_steps = checkpoint.get("schedule_steps")
+
+    def on_train_start(self) -> None:
+        """Refuse to resume with another number of steps than the learning rate was planned for.
+
+        Raises:
+            UserError: if the schedule of the checkpoint ends at another step.
+        """
+        planned, kind = self._resumed_schedule_steps, self.training_options.schedule
+        if kind in ("one_cycle", "cosine") and planned not in (None, self._schedule_steps):
+            raise UserError(
+                f"the {kind} schedule of the checkpoint ends at step {planned}, that of this run at step "
+                f"{self._schedule_steps}; go on with --trainer.max_steps {planned}, or start from its weights with "
+                "--model.init_args.training.start_from FILE"
+            )
 
     def header(self) -> dict[str, Any]:
         """Everything but the weights that `cs_models.checkpoints.load_checkpoint` needs, ready for JSON."""

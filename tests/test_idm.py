@@ -444,6 +444,19 @@ def test_start_from_noise() -> None:
 
 
 @torch.no_grad()
+def test_training_from_noise_depends_on_the_batch_alone() -> None:
+    """And not on torch's own random numbers, which are the same in every process and do not survive resuming."""
+    network, operator = tiny(start="noise"), structured()
+    module = IDMModule(replace(network.config, unet=TINY))
+    module.log = lambda *args, **options: None  # type: ignore[method-assign]
+    x = torch.rand(1, 1, 16, 16)
+    first, again, other = (
+        module.training_loss(x, operator(x), operator, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+@torch.no_grad()
 def test_step_and_prompt_reach_the_whole_unet() -> None:
     network, operator = tiny(pruned=False, unet=WHOLE, injector_kernel=None), structured()
     x, aty = torch.rand(1, 4, 8, 8), torch.rand(1, 1, 16, 16)

@@ -15,6 +15,7 @@ from PIL import Image
 import train
 from cs_models.checkpoints import load_checkpoint
 from cs_models.loggers import ContinuedCSVLogger
+from cs_models.operators import MeasurementOperator
 from tests.conftest import REPOSITORY
 from tests.wandb_files import complete_records
 
@@ -354,6 +355,45 @@ def test_mistakes_end_in_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert expected in error
+
+
+def test_noise_differs_between_the_batches_of_one_step(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    measure = MeasurementOperator.measure
+
+    def noted(operator: MeasurementOperator, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seeds.append(generator.initial_seed())
+        return measure(operator, x, generator)
+
+    monkeypatch.setattr(MeasurementOperator, "measure", noted)
+    fit(CONFIGS[0].parent / "r_coast.yaml", tiny_images, tmp_path, *SMALL, "--trainer.accumulate_grad_batches=2")
+    assert len(set(seeds)) == len(seeds) == 4
+
+
+@pytest.mark.parametrize("algorithm", ["value", "norm"])
+def test_gradients_are_clipped_as_asked_in_bf16(
+    algorithm: str, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    for name in ("value", "norm"):
+        monkeypatch.setattr(torch.nn.utils, f"clip_grad_{name}_", lambda *_, name=name: called.append(name))
+    clip = "--trainer.gradient_clip_val=1", f"--trainer.gradient_clip_algorithm={algorithm}"
+    fit(CONFIGS[0].parent / "r_coast.yaml", tiny_images, tmp_path, *SMALL, *clip, precision="bf16-mixed")
+    assert set(called) == {algorithm}
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one_cycle"])
+def test_a_resumed_schedule_ends_where_it_was_planned_to(
+    kind: str, tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = arguments(CONFIGS[0].parent / "r_coast.yaml", tiny_images, tmp_path, *SMALL)
+    words.append(f"--model.init_args.training.schedule={kind}")
+    assert train.main(words) == 0
+    assert train.main([*words, "--ckpt_path=last", "--trainer.max_steps=4"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: the {kind} schedule of the checkpoint ends at step 2")
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])

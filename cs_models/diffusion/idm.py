@@ -240,6 +240,7 @@ class IDMModule(ReconstructionModule):
 
     name = "idm"
     config_class = IDMConfig
+    without_effect = frozenset({"pretrained", "null_prompt", "invertible"})
     network: IDM
 
     def __init__(self, network: IDMConfig = IDMConfig(), training: Training = Training()) -> None:
@@ -251,8 +252,10 @@ class IDMModule(ReconstructionModule):
         idm = IDM(network)
         super().__init__(idm, idm.config, training)
 
-    def training_loss(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
-        estimate = self.network(y, operator).float()
+    def training_loss(
+        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+    ) -> Tensor:
+        estimate = self.network(y, operator, generator).float()
         # Here and not before: under FSDP each process holds whole weights from the forward pass on.
         self.log("train/smallest_v", torch.cat(self.network.all_v()).min())
         self.log("train/largest_alpha", self.network.alphas.max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -89,6 +90,8 @@ class CSNetPlusModule(LearnedSamplingModule):
         ratio = learned_ratio(sampling, self.name)
         super().__init__(CSNetPlus(network, ratio, sampling.block_size, sampling.seed), network, training)
 
-    def training_loss(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
+    def training_loss(
+        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+    ) -> Tensor:
         final, initial = self.network.estimates(y, operator)
         return (F.mse_loss(final.float(), x) + F.mse_loss(initial, x)) / 2

@@ -137,6 +137,8 @@ class RKCCSNetModule(LearnedSamplingModule):
         ratio = learned_ratio(sampling, self.name)
         super().__init__(RKCCSNet(network, ratio, sampling.block_size), network, training)
 
-    def training_loss(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
+    def training_loss(
+        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+    ) -> Tensor:
         final, initial = self.network.estimates(y, operator)
         return F.mse_loss(final.float(), x).sqrt() + F.mse_loss(initial, x).sqrt()

@@ -248,7 +248,9 @@ class ISTANetModule(ReconstructionModule):
         if self.ema is not None:
             self.ema.module.q_init.copy_(estimate)
 
-    def training_loss(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
+    def training_loss(
+        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+    ) -> Tensor:
         assert isinstance(self.network, ISTANet)
         run = self.network.unfold(y, operator, self.training_schedule(), self.training_options.loss_on == "all")
         error = torch.stack([F.mse_loss(iterate.float(), x) for iterate in run.iterates]).mean()

@@ -11,6 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from safetensors import SafetensorError
@@ -18,6 +19,18 @@ from safetensors import SafetensorError
 from cs_models.checkpoints import whole_tensors, write_tensors
 from cs_models.reconstruction import NonFiniteLossError, ReconstructionModule
 from datamodules.patches import PatchBatches, ResumableLoader
+
+
+def run_folder(trainer: pl.Trainer) -> Path:
+    """The folder of a training's own files, that of its logs; to be asked for in every process at once.
+
+    W&B's logger gives the same folder to all its runs, so there it is that of the run's checkpoints.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    if not isinstance(trainer.logger, WandbLogger):
+        return folder
+    own = folder / str(trainer.logger.name) / str(trainer.logger.version)
+    return Path(trainer.strategy.broadcast(own))
 
 
 class ExportCheckpoint(pl.Callback):
@@ -33,14 +46,14 @@ class ExportCheckpoint(pl.Callback):
             print(f"weights for eval.py: {path}")
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Path | None:
-        folder = trainer.log_dir or trainer.default_root_dir
         if not isinstance(pl_module, ReconstructionModule):
             return None
+        folder = run_folder(trainer)
         tensors = whole_tensors(pl_module)
         if not trainer.is_global_zero:
             return None
         pl_module.provenance |= {"steps": trainer.global_step, "seconds": round(self._seconds(), 1)}
-        path = Path(folder) / "model.safetensors"
+        path = folder / "model.safetensors"
         try:
             return write_tensors(tensors, pl_module, path)
         except (OSError, SafetensorError) as error:  # a full disk
@@ -134,7 +147,7 @@ class FaultReport(pl.Callback):
             return
         if isinstance(exception, NonFiniteLossError):
             number = loader.delivered - 1
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+            folder = run_folder(trainer) / "checkpoints"
             state = folder / f"non_finite_{trainer.global_step}.ckpt"
             trainer.save_checkpoint(state)
             np.save(state.with_name(f"{state.stem}_rank{trainer.global_rank}.npy"), self._batch.cpu().numpy())

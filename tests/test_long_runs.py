@@ -427,7 +427,8 @@ def test_training_goes_on_without_the_network(tiny_images: Path, tmp_path: Path)
     )
     assert ended.returncode == 0, ended.stderr
     assert server.vanished.is_set()
-    load_checkpoint(tmp_path / "model.safetensors")
+    (weights,) = tmp_path.glob("cs-models/*/model.safetensors")
+    load_checkpoint(weights)
     (run,) = tmp_path.glob("wandb/run-*/run-*.wandb")
     history = [record.history for record in complete_records(run) if record.HasField("history")]
     logged = [{item.key or item.nested_key[0]: item.value_json for item in entry.item} for entry in history]

@@ -154,6 +154,7 @@ def test_resuming_continues_the_wandb_run(tiny_images: Path, tmp_path: Path, wan
     assert wandb.run is not None
     assert (wandb.run.id, wandb.run.settings.resume) == ("mine", "allow")
     wandb.finish()
+    load_checkpoint(tmp_path / "cs-models/mine/model.safetensors")  # not where another run puts its own
     steps = torch.load(tmp_path / "cs-models/mine/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert steps == 3
     assert {path.name.split("-")[-1] for path in tmp_path.glob("wandb/offline-run-*")} == {"mine"}

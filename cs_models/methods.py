@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from cs_models.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    import torch
 
     from cs_models.reconstruction import ReconstructionModule, Reconstructor
 
@@ -182,13 +181,12 @@ def checkpoint_path(spec: MethodSpec, ratio: float) -> Path:
     return files[None]
 
 
-def build_method(spec: MethodSpec | str, ratio: float, device: torch.device | str = "cpu") -> Reconstructor:
+def build_method(spec: MethodSpec | str, ratio: float) -> Reconstructor:
     """The reconstructor of a method.
 
     Args:
         spec: see `parse_method`.
         ratio: CS ratio; some trained methods have weights for each.
-        device: where a network is put; a solver works where its measurements are.
 
     Raises:
         UserError: for an unknown name or setting, a value of the wrong type, or an unreadable checkpoint.
@@ -198,7 +196,7 @@ def build_method(spec: MethodSpec | str, ratio: float, device: torch.device | st
     if not spec.training_free:
         from cs_models.checkpoints import load_checkpoint
 
-        return load_checkpoint(checkpoint_path(spec, ratio)).to(device)
+        return load_checkpoint(checkpoint_path(spec, ratio))
     module, _, attribute = METHODS[spec.name].target.partition(":")
     return construct(getattr(importlib.import_module(module), attribute), spec)
 

@@ -34,16 +34,6 @@ class OrthonormalTransform(ABC):
         """Coefficients ``D^T x`` of signals x; on the last dimension(s)."""
 
 
-class IdentityTransform(OrthonormalTransform):
-    """D = I: signals that are sparse themselves."""
-
-    def synthesis(self, coefficients: Tensor) -> Tensor:
-        return coefficients
-
-    def analysis(self, signal: Tensor) -> Tensor:
-        return signal
-
-
 class DCT(OrthonormalTransform):
     """The orthonormal DCT-II of the last dimension, of any length: columns as rows of a matrix, or 1-D signals."""
 

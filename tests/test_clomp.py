@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -164,6 +165,16 @@ def test_a_batch_equals_its_images_one_by_one(spec: str, arguments: dict[str, bo
     together = solver.reconstruct(y, operator)
     for index in range(2):
         assert torch.allclose(together[index], solver.reconstruct(y[index : index + 1], operator)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("structure", [1, 2])
+def test_a_caller_may_switch_gradients_off(structure: Literal[1, 2]) -> None:
+    operator = make_operator("block:8", 0.4, (16, 16))
+    y = operator(photograph(16))
+    solver = CLOMP(structure=structure, epochs=5)
+    expected = solver.reconstruct(y, operator)
+    with torch.no_grad():
+        assert torch.equal(solver.reconstruct(y, operator), expected)
 
 
 def test_priors_act_across_block_borders() -> None:

@@ -18,6 +18,7 @@ from cs_models.evaluation.results import only_writer, write_table
 from cs_models.methods import parse_methods
 from cs_models.operators import MeasurementOperator, make_operator
 from cs_models.operators.matrices import load_matrix
+from cs_models.sparse.convex import relative
 
 
 def reconstruct_measurements(options: Options) -> str:
@@ -57,7 +58,7 @@ def reconstruct_measurements(options: Options) -> str:
             solution = candidate.solve(y, operator)
             estimates = solution.x.float().cpu()
             seconds = (time.perf_counter() - start) / len(y)
-            error = (operator(solution.x.to(device)) - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1)
+            error = relative(operator(solution.x.to(device)) - y, y)
             for index, estimate in enumerate(estimates):
                 write_picture(folder / f"{index:03d}_{slug(candidate.spec.text)}.png", estimate)
                 steps = "" if solution.iterations is None else str(int(solution.iterations[index]))
@@ -97,7 +98,8 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
         )
     if array.dtype.kind == "c" and not example.is_complex():
         raise UserError(f"{path} holds complex numbers; this operator measures real ones")
-    y = torch.from_numpy(array).to(example.dtype)
+    native = array.astype(array.dtype.newbyteorder("="))
+    y = torch.from_numpy(native).to(example.dtype)
     y = y.reshape(*(y.shape[:2] if leading == 2 else (-1, 1)), *expected)
     if y.shape[1] not in (1, 3):
         raise UserError(f"{path} has {y.shape[1]} channels an image; 1 or 3 make a picture")

@@ -20,6 +20,7 @@ from cs_models.errors import UserError
 from cs_models.evaluation.memory import PeakMemory
 from cs_models.operators import BlockOperator, ColumnOperator, MeasurementOperator
 from cs_models.reconstruction import Reconstructor, Solution
+from cs_models.sparse.convex import relative
 
 TRIAL_TILE = 396  # pixels; here the image takes more memory than matrices and weights do
 
@@ -174,7 +175,7 @@ def solve_in_tiles(reconstructor: Reconstructor, y: Tensor, operator: Measuremen
         residuals.append(solution.residual)
     residual = None
     if residuals[0] is not None:
-        residual = (operator(x) - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1)
+        residual = relative(operator(x) - y, y)
     counts = [each for each in iterations if each is not None]
     reached = [each for each in converged if each is not None]
     return Solution(

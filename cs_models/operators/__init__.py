@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cs_models.errors import UserError, nearest
 from cs_models.operators.bank import Sampling, SamplingBank
-from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error, fold_channels
+from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.operators.fourier import MASKS, FourierOperator
@@ -29,7 +29,6 @@ __all__ = [
     "StructuredOperator",
     "Transform2dOperator",
     "adjoint_error",
-    "fold_channels",
     "make_operator",
 ]
 

@@ -19,7 +19,6 @@ from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from cs_models.errors import UserError
@@ -292,8 +291,3 @@ def _pseudo_inverse(rows: Tensor) -> Tensor:
     if failed or pivots.min() < FULL_RANK * pivots.max():
         return torch.linalg.pinv(rows, rtol=1e-9)
     return torch.cholesky_solve(rows.T, factor) if tall else torch.cholesky_solve(rows, factor).T
-
-
-def fold_channels(x: Tensor) -> tuple[Tensor, int]:
-    """Images ``(N, C, H, W)`` as ``(N C, 1, H, W)``, and C; networks for one channel take colour images so."""
-    return rearrange(x, "n c h w -> (n c) 1 h w"), x.shape[1]

@@ -64,12 +64,6 @@ class StructuredOperator(SquareBlocksOperator):
         matrix = orthonormal_rows(gaussian_matrix(structured_rows(ratio, n), n, seed)).float()
         return cls(matrix, image_size, seed, ratio, noise_sigma, {"seed": seed})
 
-    def permuted(self, permutation_seed: int) -> StructuredOperator:
-        """The same matrix with another permutation (IDM draws one for every batch and every test image)."""
-        return StructuredOperator(
-            self.matrix, self.image_size, permutation_seed, self.ratio, self.noise_sigma, self.source
-        )
-
     def resized(self, height: int, width: int) -> StructuredOperator:
         return StructuredOperator(
             self.matrix, (height, width), self.permutation_seed, self.ratio, self.noise_sigma, self.source

@@ -250,7 +250,8 @@ class CLOMP(IterativeSolver):
             for epoch in range(recipe.epochs):
                 if not run.step():
                     break
-                branch_output = branch()
+                with torch.enable_grad():  # a caller may be in no_grad
+                    branch_output = branch()
                 s = branch_output.detach()
                 epochs += active
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from cs_models.errors import UserError, nearest
 
 if TYPE_CHECKING:
-
     from cs_models.reconstruction import ReconstructionModule, Reconstructor
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")

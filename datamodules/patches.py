@@ -177,38 +177,31 @@ class PatchBatches(Dataset[Tensor]):
 
 
 class EpochSampler(DistributedSampler[int]):
-    """The numbers of an epoch's batches: the epochs count on, so that no two batches of a training are the same.
+    """The numbers of the batches of a training, which count on over the epochs, so that no two are the same.
 
     It is a `DistributedSampler` so that Lightning leaves it alone: `PatchBatches` already shares every batch among
     the processes, and all of them go through the same numbers.
 
     Attributes:
-        done: batches of this epoch that were delivered already; iteration starts after them.
+        delivered: how many batches were delivered since the start of training; the number of the next one.
     """
 
     def __init__(self, batches_per_epoch: int) -> None:
         super().__init__(range(batches_per_epoch), num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
-        self.done = 0
+        self.delivered = 0
 
     def set_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:
-            self.done = 0
-        super().set_epoch(epoch)
+        """Nothing: Lightning's number may be one too high after resuming at the end of an epoch."""
 
     def __iter__(self) -> Iterator[int]:
-        first = self.epoch * len(self)
-        return iter(range(first + self.done, first + len(self)))
+        return iter(range(self.delivered, self.delivered + len(self)))
 
 
 class ResumableLoader(DataLoader[Tensor]):
-    """A `DataLoader` over an `EpochSampler` that knows where in the epoch it is.
-
-    Lightning stores its state in checkpoints and gives it back on resuming, so that a training that was stopped in
-    the middle of an epoch goes on with the very next batch.
-    """
+    """A `DataLoader` over an `EpochSampler` that counts what it delivers."""
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
-        # A generator: workers start at the first `next`, after Lightning has set the epoch.
+        # A generator: workers start at the first `next`, after Lightning has restored the number.
         sampler = self.sampler
         on_child_end = signal.getsignal(signal.SIGCHLD)
         batches = super().__iter__()
@@ -218,28 +211,13 @@ class ResumableLoader(DataLoader[Tensor]):
             signal.signal(signal.SIGCHLD, on_child_end or signal.SIG_DFL)
         for batch in batches:
             if isinstance(sampler, EpochSampler):  # Lightning's overfit_batches puts another in its place
-                sampler.done += 1
+                sampler.delivered += 1
             yield batch
-        if isinstance(sampler, EpochSampler):
-            sampler.done = 0
 
     @property
     def delivered(self) -> int:
         """How many batches were delivered since the start of training; the number of the next one."""
-        if not isinstance(self.sampler, EpochSampler):
-            return 0
-        return self.sampler.epoch * len(self.sampler) + self.sampler.done
-
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch and the number of its batches that were delivered."""
-        if not isinstance(self.sampler, EpochSampler):
-            return {}
-        return {"epoch": self.sampler.epoch, "done": self.sampler.done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was taken."""
-        if isinstance(self.sampler, EpochSampler) and state:
-            self.sampler.epoch, self.sampler.done = int(state["epoch"]), int(state["done"])
+        return self.sampler.delivered if isinstance(self.sampler, EpochSampler) else 0
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -264,8 +242,8 @@ class ValidationImages(Dataset[tuple[Tensor, list[str]]]):
 class PatchDataModule(pl.LightningDataModule):
     """Random crops for training, whole images for validation.
 
-    A training batch is a uint8 tensor ``(batch_size, C, crop_size, crop_size)``. Batch b of epoch e depends on the
-    seed, e and b alone: two processes with batches of 8 see what one process sees with batches of 16, any number of
+    A training batch is a uint8 tensor ``(batch_size, C, crop_size, crop_size)``. It depends on the seed and its
+    number alone: two processes with batches of 8 see what one process sees with batches of 16, any number of
     workers gives the same, and resuming from a checkpoint goes on with the next batch, in the middle of an epoch too.
 
     A validation batch is a pair: one image, float32 ``(1, C, H, W)`` in [0, 1], and its name ``["set/image"]``. The
@@ -333,6 +311,15 @@ class PatchDataModule(pl.LightningDataModule):
         self.validation_limit = validation_limit
         self._crop_sampler: CropSampler | None = None
         self._validation: list[BenchmarkImages] = []
+        self._numbers = EpochSampler(batches_per_epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of batches that were delivered, which Lightning puts into every checkpoint."""
+        return {"delivered": self._numbers.delivered}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on with the next batch; of a loader's own state Lightning makes nothing at the end of an epoch."""
+        self._numbers.delivered = state["delivered"]
 
     def setup(self, stage: str | None = None) -> None:
         """Read the training images into memory, once, and find the validation images."""
@@ -341,6 +328,7 @@ class PatchDataModule(pl.LightningDataModule):
         ]
         if stage in ("fit", None):
             self._sampler()
+            self._numbers = EpochSampler(self.batches_per_epoch)
 
     def _sampler(self) -> CropSampler:
         if self._crop_sampler is None:
@@ -364,7 +352,7 @@ class PatchDataModule(pl.LightningDataModule):
         return ResumableLoader(
             batches,
             batch_size=None,
-            sampler=EpochSampler(self.batches_per_epoch),
+            sampler=self._numbers,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

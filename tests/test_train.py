@@ -231,6 +231,20 @@ def test_resumed_training_equals_uninterrupted(tiny_images: Path, tmp_path: Path
     assert any(not torch.equal(before[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.parametrize("steps", [3, 4])
+def test_resuming_the_last_checkpoint_of_an_epoch_equals_uninterrupted(
+    steps: int, tiny_images: Path, tmp_path: Path
+) -> None:
+    """With no settings for checkpoints the last one is that of an epoch's end, or of the training's."""
+    config = REPOSITORY / "configs/train/r_coast.yaml"
+    whole = fit(config, tiny_images, tmp_path / "whole", *SMALL, max_steps="7", batches_per_epoch="3")
+    fit(config, tiny_images, tmp_path / "resumed", *SMALL, max_steps=str(steps), batches_per_epoch="3")
+    more = [*SMALL, "--ckpt_path=last"]
+    resumed = fit(config, tiny_images, tmp_path / "resumed", *more, max_steps="7", batches_per_epoch="3")
+    ours, theirs = (load_checkpoint(folder / "model.safetensors").state_dict() for folder in (resumed, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_a_resumed_run_goes_on_in_its_curve(tiny_images: Path, tmp_path: Path) -> None:
     """The steps after the checkpoint, which were lost, are in the curve once."""
     config = REPOSITORY / "configs/train/r_coast.yaml"

@@ -272,6 +272,28 @@ def test_compiling_does_not_change_the_scores(data: Path, tmp_path: Path) -> Non
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
 
 
+def test_settings_that_come_back_count_again(data: Path, tmp_path: Path) -> None:
+    reports = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        np.save(tmp_path / f"{seed}/phi.npy", np.random.RandomState(seed).randn(64, 64) / 8)
+    for seed in (0, 1, 0):
+        words = command(data, tmp_path / "out", "--operator", str(tmp_path / f"{seed}/phi.npy"), methods="pinv")
+        assert main(words) == 0
+        reports.append((tmp_path / "out/summary.csv").read_text())
+    assert reports[0] == reports[2] != reports[1]
+
+
+def test_the_picture_beside_a_reconstruction_is_its_own(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for folder, size in (("a", 40), ("b", 48)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full((size, size), 9, np.uint8)).save(tmp_path / folder / "photo.png")
+        assert main(command(data, out, "--image", str(tmp_path / folder / "photo.png"), methods="pinv")) == 0
+    (original,) = out.glob("images/*/photo/original_*.png")
+    assert Image.open(original).size == (48, 48)
+
+
 def test_a_changed_matrix_file_counts_alone(data: Path, tmp_path: Path) -> None:
     for seed, limit in ((0, "3"), (1, "1")):
         np.save(tmp_path / "phi.npy", np.random.RandomState(seed).randn(64, 64) / 8)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cs_models.errors import UserError
 from cs_models.evaluation.plan import Candidate, Case, Plan, Task
 from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
-from cs_models.evaluation.results import ResultsFile, Row, only_writer
+from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, only_writer
 from cs_models.operators import MeasurementOperator
 from cs_models.reconstruction import Solution
 
@@ -37,7 +37,8 @@ def run(plan: Plan) -> list[Row]:
     same table.
 
     Returns:
-        all rows of the folder. Processes other than the first return an empty list.
+        all rows of the folder, those that were asked for last, for these are the ones that count. Processes other
+        than the first return an empty list.
 
     Raises:
         UserError: if something goes wrong on the way; the rows so far are in the table.
@@ -52,8 +53,8 @@ def run(plan: Plan) -> list[Row]:
     with only_writer(folder):
         table = ResultsFile(folder)
         table.repair()
-        _Worker(plan, fabric).run()
-        return table.rows()
+        asked = _Worker(plan, fabric).run()
+        return sorted(table.rows(), key=lambda row: identity(row) in asked)
 
 
 class _Worker:
@@ -67,14 +68,18 @@ class _Worker:
         self.plan = plan
         self.rank, self.world_size = fabric.global_rank, fabric.world_size
         self.table = ResultsFile(plan.options.output.out)
-        self.done = {(row.method, row.dataset, row.image, row.run_key) for row in self.table.rows()}
+        self.done = {identity(row) for row in self.table.rows()}
+        self.asked: set[Identity] = set()
         # Nobody adds a row before everybody has read the table.
         fabric.barrier()
         self._seen: set[SizeKey] = set()
         self._macs: dict[SizeKey, int] = {}
 
-    def run(self) -> None:
+    def run(self) -> set[Identity]:
         """Compute this process's share of the rows.
+
+        Returns:
+            what rows were asked for, of all processes.
 
         Raises:
             UserError: in the first process, if any process met one.
@@ -84,12 +89,13 @@ class _Worker:
             self._run_cases()
         except UserError as error:
             failure = str(error)
-        failures: list[str] = [failure]
+        ends: list[tuple[str, set[Identity]]] = [(failure, self.asked)] * self.world_size
         if self.world_size > 1:
-            failures = [""] * self.world_size
-            torch.distributed.all_gather_object(failures, failure)
-        if self.rank == 0 and any(failures):
-            raise UserError(next(filter(None, failures)))
+            torch.distributed.all_gather_object(ends, (failure, self.asked))
+        failures = [message for message, _ in ends if message]
+        if self.rank == 0 and failures:
+            raise UserError(failures[0])
+        return set().union(*(asked for _, asked in ends))
 
     def _run_cases(self) -> None:
         total = sum(len(self._share(case)) for case in self.plan.cases)
@@ -117,6 +123,7 @@ class _Worker:
         for index in self._share(case):
             task = self.plan.task(case, index)
             row = case.candidate.spec.text, case.images.set_name, task.name, task.run_key
+            self.asked.add(row)
             if row in self.done and (task.pictures is None or task.pictures.exist()):
                 bar.update()
                 continue

@@ -50,13 +50,12 @@ class Pictures:
         return self.original.exists() and self.reconstruction.exists()
 
     def write(self, original: Tensor, reconstruction: Tensor) -> None:
-        """Write both images ``(C, H, W)`` in [0, 1]; an original that is there already stays.
+        """Write both images ``(C, H, W)`` in [0, 1].
 
         Raises:
             UserError: if they cannot be written.
         """
-        if not self.original.exists():
-            write_picture(self.original, original)
+        write_picture(self.original, original)
         write_picture(self.reconstruction, reconstruction)
 
 

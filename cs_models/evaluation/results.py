@@ -128,7 +128,7 @@ class ResultsFile:
         Raises:
             UserError: if the file is missing or a line cannot be read.
         """
-        return list({(row.method, row.dataset, row.image, row.run_key): row for row in read_rows(self.path)}.values())
+        return list({identity(row): row for row in read_rows(self.path)}.values())
 
     def _write(self, line: bytes) -> None:
         try:
@@ -140,6 +140,15 @@ class ResultsFile:
                 os.close(descriptor)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}; the rows so far are safe") from error
+
+
+Identity = tuple[str, str, str, str]
+"""Method, dataset, image and run_key, which together name a row."""
+
+
+def identity(row: Row) -> Identity:
+    """What names a row."""
+    return row.method, row.dataset, row.image, row.run_key
 
 
 def read_rows(path: Path) -> Iterator[Row]:

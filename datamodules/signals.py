@@ -211,9 +211,11 @@ def _read_csv(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
         raise UserError(f"cannot read '{path}': {error}") from error
     first_line = text.partition("\n")[0]
     separator = max(",;\t", key=first_line.count)
-    lines = [line for line in csv.reader(text.splitlines(), delimiter=separator) if line]
-    if not lines:
+    if not text.strip():
         raise UserError(f"'{path}' is empty")
+    lines = list(csv.reader(text.rstrip().splitlines(), delimiter=separator))
+    # Between the samples of a single signal an empty line is an empty cell.
+    lines = [line or [""] for line in lines] if len(lines[0]) == 1 else [line for line in lines if line]
     has_names = not any(_is_number(cell) for cell in lines[0])
     names = lines.pop(0) if has_names else _numbered(len(lines[0]))
     if not lines:

@@ -45,6 +45,13 @@ def test_csv_of_one_column(tmp_path: Path) -> None:
     assert load_signals(write(tmp_path / "s.csv", "volt\n1\n2\n")).samples.tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize("names", ["", "a\n"])
+def test_an_empty_line_of_one_signal_is_a_missing_reading(tmp_path: Path, names: str) -> None:
+    signals = load_signals(write(tmp_path / "s.csv", f"{names}1\n\n3\n4\n\n"))
+    assert signals.samples.tolist() == [[1, 2, 3, 4]]
+    assert signals.filled.tolist() == [1]
+
+
 def test_missing_readings_are_interpolated_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     np.save(tmp_path / "s.npy", np.array([[-200.0, 1, -200, -200, 4, -200], [1, 2, 3, 4, 5, 6]]))
     with caplog.at_level(logging.WARNING):

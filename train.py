@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if words else 2
 
     from jsonargparse import ArgumentError
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from cs_models.errors import find_user_error, one_line
 
@@ -145,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         user_error = find_user_error(error) or _wandb_error(error)
         notes = getattr(error, "__notes__", [])
-        if user_error is None and not notes and not isinstance(error, (ArgumentError, FileNotFoundError)):
+        of_users = isinstance(error, ArgumentError | OSError | MisconfigurationException)
+        if user_error is None and not notes and not of_users:
             raise
         message = one_line(str(user_error or error))
         if "required: fit.model" in message or "required: validate.model" in message:

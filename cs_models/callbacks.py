@@ -46,7 +46,7 @@ class ExportCheckpoint(pl.Callback):
             print(f"weights for eval.py: {path}")
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Path | None:
-        if not isinstance(pl_module, ReconstructionModule):
+        if not isinstance(pl_module, ReconstructionModule) or getattr(trainer, "fast_dev_run", False):
             return None
         folder = run_folder(trainer)
         tensors = whole_tensors(pl_module)

@@ -63,9 +63,14 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint to the CPU; of a damaged ``last.ckpt``, the newest readable one in its folder.
 
         Raises:
-            UserError: if the file is damaged and is not ``last.ckpt``, or none in its folder is readable.
+            UserError: if the file holds weights alone, or is damaged: ``last.ckpt`` together with all of its folder.
         """
         path = Path(path)
+        if path.suffix == ".safetensors":
+            raise UserError(
+                f"{path} holds weights, not the state of a training: start from them with "
+                "--model.init_args.training.start_from, or go on from a .ckpt with --ckpt_path"
+            )
         try:
             return super().load_checkpoint(path, map_location, weights_only)
         except FileNotFoundError:

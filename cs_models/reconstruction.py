@@ -26,6 +26,10 @@ from cs_models.operators.matrices import tensor_sha256
 from cs_models.panels import log_panel
 from cs_models.unfolding.recursion import UnfoldingNetwork, check_schedule, draw_schedule
 
+# What an optimiser and its schedule take from a checkpoint.
+OPTIMISER_SETTINGS = (
+    "learning_rate", "schedule", "warmup_steps", "step_every", "milestones", "step_factor", "weight_decay",
+)  # fmt: skip
 SMALLEST_LOSS = 1e-12  # whose logarithm is still taken; 120 dB for a squared error
 
 
@@ -120,6 +124,18 @@ class Training:
     panel_images: int = 2
     start_from: str | None = None
 
+    def __post_init__(self) -> None:
+        allowed = {
+            "learning_rate": (self.learning_rate >= 0, "at least 0"),
+            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
+            "step_every": (self.step_every >= 1, "at least 1"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "ema_decay": (self.ema_decay is None or 0 <= self.ema_decay < 1, "in [0, 1), or null for none"),
+        }
+        for name, (holds, expected) in allowed.items():
+            if not holds:
+                raise UserError(f"training.{name} must be {expected}, got {getattr(self, name)}")
+
 
 class ReconstructionModule(pl.LightningModule, Reconstructor):
     """A network, how it is trained, and what it was sampled with.
@@ -154,6 +170,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         self._skip_step = False
         self._schedule_steps: int | None = None
         self._resumed_schedule_steps: int | None = None
+        self._resumed_training: dict[str, Any] = {}
         self.iterations_per_layer: tuple[int, ...] | None = None
         if training.start_from is not None:
             from cs_models.checkpoints import load_weights
@@ -382,7 +399,10 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         )
         if options.schedule == "constant":
             return optimizer
-        self._schedule_steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError(f"the schedule {options.schedule} needs an end: give --trainer.max_steps or max_epochs")
+        self._schedule_steps = int(steps)
         scheduler = _scheduler(optimizer, options, self._schedule_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -394,13 +414,30 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped_batches = checkpoint.get("skipped_batches", 0)
         self._resumed_schedule_steps = checkpoint.get("schedule_steps")
+        theirs, ours = (json.loads(json.dumps(header)) for header in (checkpoint["cs_models"], self.header()))
+        self._resumed_training = theirs["training"]
+        if theirs["model"] != self.name:
+            raise UserError(f"the checkpoint holds the network {theirs['model']}, this run trains {self.name}")
+        for key in ours["network"].keys() - self.without_effect:
+            if theirs["network"].get(key) != ours["network"][key]:
+                raise UserError(
+                    f"the checkpoint's network has {key} = {theirs['network'].get(key)}, that of this run "
+                    f"{key} = {ours['network'][key]}; resume with the configuration that the training started with"
+                )
 
     def on_train_start(self) -> None:
-        """Refuse to resume with another number of steps than the learning rate was planned for.
+        """Refuse to resume with other settings of the optimiser, which those of the checkpoint would override.
 
         Raises:
-            UserError: if the schedule of the checkpoint ends at another step.
+            UserError: if they differ, or the schedule of the checkpoint ends at another step.
         """
+        for key in OPTIMISER_SETTINGS if self._resumed_training else ():
+            before, now = self._resumed_training.get(key), json.loads(json.dumps(getattr(self.training_options, key)))
+            if before != now:
+                raise UserError(
+                    f"the checkpoint was trained with {key} = {before}, which holds until its end, this run asks for "
+                    f"{now}; to change it, start from its weights with --model.init_args.training.start_from FILE"
+                )
         planned, kind = self._resumed_schedule_steps, self.training_options.schedule
         if kind in ("one_cycle", "cosine") and planned not in (None, self._schedule_steps):
             raise UserError(

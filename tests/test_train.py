@@ -356,6 +356,18 @@ def test_linear_start_is_the_estimate_of_least_squared_error(tiny_images: Path, 
         (["--ckpt_path=/no/such.ckpt"], "/no/such.ckpt"),
         (["--data.crop_size=400"], "400x400"),
         (["--trainer.strategy=fsdp"], "choose ddp"),
+        (["--model.init_args.training.learning_rate=-1"], "learning_rate must be at least 0"),
+        (["--model.init_args.training.ema_decay=2"], "ema_decay must be in [0, 1)"),
+        (
+            [
+                "--trainer.max_steps=-1",
+                "--trainer.max_epochs=-1",
+                "--trainer.max_time=00:00:00:05",
+                "--model.init_args.training.schedule=cosine",
+            ],
+            "needs an end",
+        ),
+        (["--ckpt_path=checkpoints/ista_net_pp.safetensors"], "holds weights, not the state of a training"),
         (["--trainer.strategy.class_path=cs_models.sharding.FSDP"], "for IDM"),
         (["--trainer.accelerator=tpu"], "this machine"),
         (["--trainer.accelerator=abacus"], "abacus"),
@@ -409,6 +421,24 @@ def test_a_resumed_schedule_ends_where_it_was_planned_to(
     assert train.main([*words, "--ckpt_path=last", "--trainer.max_steps=4"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: the {kind} schedule of the checkpoint ends at step 2")
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "expected"),
+    [
+        ("r_coast", ["--model.init_args.training.learning_rate=0.5"], "trained with learning_rate = 0.0001"),
+        ("r_coast", ["--model.init_args.network.features=8"], "network has features = 4"),
+        ("ista_net_pp", [], "holds the network coast"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
+    config: str, change: list[str], expected: str, tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = CONFIGS[0].parent
+    assert train.main(arguments(folder / "r_coast.yaml", tiny_images, tmp_path, *SMALL)) == 0
+    words = arguments(folder / f"{config}.yaml", tiny_images, tmp_path, *SMALL, "--ckpt_path=last")
+    assert train.main([*words, "--trainer.max_steps=4", *change]) == 2
+    assert expected in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])

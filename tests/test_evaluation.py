@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -188,6 +189,34 @@ def test_two_processes_give_the_rows_of_one(data: Path, tmp_path: Path) -> None:
     for key, row in rows.items():
         assert (row["psnr_db"], row["ssim"]) == (expected[key]["psnr_db"], expected[key]["ssim"])
     assert (two / "report.md").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_slurm_starts_share_the_images(data: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NAME": "eval",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
+        "MASTER_PORT": port,
+    }
+    words = [sys.executable, "eval.py", *command(data, tmp_path / "out", "--devices", "2", methods="pinv")]
+    runs = [
+        subprocess.Popen(
+            words, cwd=REPOSITORY, env=os.environ | job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    printed = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert "report.md" in printed[0]
+    assert not printed[1]
+    assert len(table(tmp_path / "out")) == 6
 
 
 @pytest.mark.slow

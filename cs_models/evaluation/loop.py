@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,12 @@ import torch
 import torch.distributed
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from cs_models.errors import UserError
+from cs_models.errors import UserError, first_line
 from cs_models.evaluation.plan import Candidate, Case, Plan, Task
 from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
 from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, only_writer
@@ -46,8 +46,12 @@ def run(plan: Plan) -> list[Row]:
     execution, folder = plan.options.execution, plan.options.output.out
     # A process that has finished waits for the others, which may take hours more, at the end.
     strategy = DDPStrategy(timeout=timedelta(days=7)) if execution.devices > 1 else "auto"
-    fabric = Fabric(accelerator=plan.device.type, strategy=strategy, devices=execution.devices)
-    if execution.devices > 1 and os.environ.get("LOCAL_RANK", "0") != "0":
+    try:
+        fabric = Fabric(accelerator=plan.device.type, strategy=strategy, devices=execution.devices)
+    except (ValueError, RuntimeError) as error:  # SLURM started another number of processes
+        raise UserError(f"--devices {execution.devices} cannot be had here: {first_line(error)}") from error
+    # Known before the processes meet, whoever started them: Fabric, torchrun or srun.
+    if execution.devices > 1 and getattr(rank_zero_only, "rank", 0) != 0:
         _Worker(plan, fabric).run()
         return []
     with only_writer(folder):

@@ -12,7 +12,7 @@ from pathlib import Path
 from cs_models.errors import UserError
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.report import write_report
-from cs_models.evaluation.results import ResultsFile, Row, only_writer
+from cs_models.evaluation.results import ResultsFile, Row, identity, only_writer
 
 
 def merge(folders: Sequence[Path], out: Path) -> str:
@@ -36,18 +36,14 @@ def merge(folders: Sequence[Path], out: Path) -> str:
     with only_writer(out):
         table = ResultsFile(out)
         table.repair()
-        known = {_identity(row) for row in table.rows()}
+        known = {identity(row) for row in table.rows()}
         for folder, rows in gathered:
             for row in rows:
-                if _identity(row) not in known:
+                if identity(row) not in known:
                     table.append(row)
-                    known.add(_identity(row))
+                    known.add(identity(row))
                 _copy_pictures(row, folder, out)
         return write_report(table.rows(), out)
-
-
-def _identity(row: Row) -> tuple[str, str, str, str]:
-    return row.method, row.dataset, row.image, row.run_key
 
 
 def _copy_pictures(row: Row, folder: Path, out: Path) -> None:

@@ -213,7 +213,7 @@ def _read_csv(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
     separator = max(",;\t", key=first_line.count)
     if not text.strip():
         raise UserError(f"'{path}' is empty")
-    lines = list(csv.reader(text.rstrip().splitlines(), delimiter=separator))
+    lines = list(csv.reader(text.rstrip("\r\n").splitlines(), delimiter=separator))
     # Between the samples of a single signal an empty line is an empty cell.
     lines = [line or [""] for line in lines] if len(lines[0]) == 1 else [line for line in lines if line]
     has_names = not any(_is_number(cell) for cell in lines[0])

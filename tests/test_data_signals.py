@@ -52,6 +52,11 @@ def test_an_empty_line_of_one_signal_is_a_missing_reading(tmp_path: Path, names:
     assert signals.filled.tolist() == [1]
 
 
+def test_a_last_cell_that_is_empty_is_a_missing_reading(tmp_path: Path) -> None:
+    signals = load_signals(write(tmp_path / "s.csv", "a\tb\n1\t2\n3\t\n"))
+    assert signals.samples.tolist() == [[1, 3], [2, 2]]
+
+
 def test_missing_readings_are_interpolated_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     np.save(tmp_path / "s.npy", np.array([[-200.0, 1, -200, -200, 4, -200], [1, 2, 3, 4, 5, 6]]))
     with caplog.at_level(logging.WARNING):

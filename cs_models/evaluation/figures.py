@@ -99,7 +99,8 @@ def _draw_strip(rows: Sequence[Row], title: str, out: Path, path: Path) -> None:
     for line, (ratio, group) in zip(axes, sorted(by_ratio.items()), strict=True):
         _show(line[0], original, f"original\n(ratio {ratio:g})")
         for axis, row in zip(line[1:], sorted(group, key=lambda row: row.psnr_db), strict=False):
-            _show(axis, Pictures.of_row(out, row).reconstruction, f"{label(row)}\n{row.psnr_db:.2f} dB")
+            name = label(row).replace(" [", "\n[")  # an operator is too long for the width of one picture
+            _show(axis, Pictures.of_row(out, row).reconstruction, f"{name}\n{row.psnr_db:.2f} dB")
     figure.savefig(path, dpi=130)
 
 

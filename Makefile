@@ -10,7 +10,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 .PHONY: quickstart test lint format clean
 
 quickstart: $(VENV)/.installed
-	$(RUN) -m cs_models.quickstart
+	$(RUN) -m cs_models.cli.quickstart
 
 # Two processes of one thread: the problems are small, and threads that wait for each other on busy cores slow them many
 # times. More processes: make test JOBS=8.

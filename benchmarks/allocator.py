@@ -15,7 +15,7 @@ from pathlib import Path
 
 from programs import run_program
 
-from cs_models.allocator import keep_freed_memory
+from cs_models.cli.allocator import keep_freed_memory
 from cs_models.errors import UserError
 
 COLUMNS = ("network", "alternative", "malloc", "milliseconds", "times faster")

@@ -31,10 +31,10 @@ from torch import Tensor
 from cs_models.metrics import psnr
 from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator
 from cs_models.reconstruction import Reconstructor
-from cs_models.sparse.clomp import CLOMP
-from cs_models.sparse.ista import LASSO, WeightedL1
-from cs_models.sparse.owlqn import OWLQN
-from cs_models.sparse.tv import TotalVariation
+from cs_models.solvers.clomp import CLOMP
+from cs_models.solvers.ista import LASSO, WeightedL1
+from cs_models.solvers.owlqn import OWLQN
+from cs_models.solvers.tv import TotalVariation
 
 Case = Callable[[], tuple[float, Tensor, Tensor]]
 """Gives seconds, estimate and truth."""

@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
-from cs_models.diffusion.idm import IDM, IDMConfig
+from cs_models.networks.diffusion.idm import IDM, IDMConfig
 from cs_models.operators import make_operator
 
 NAMES = {"none": "plain", "steps": "level 1", "blocks": "level 2", "both": "both"}
@@ -159,7 +159,7 @@ def main() -> None:
     modes, steps = options.modes.split(","), sorted(int(value) for value in options.steps.split(","))
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cs_models.diffusion.idm", "cs_models.operators"])
+    context.set_forkserver_preload(["cs_models.networks.diffusion.idm", "cs_models.operators"])
     peaks: dict[tuple[str, int], float] = {}
     times: dict[tuple[str, int], float] = {}
     first = NAMES[modes[0]]

@@ -19,7 +19,7 @@ from timing import convolutions, median_seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from cs_models import load
-from cs_models.allocator import keep_freed_memory
+from cs_models.cli.allocator import keep_freed_memory
 from cs_models.errors import UserError
 from cs_models.metrics import psnr
 from cs_models.operators import MeasurementOperator

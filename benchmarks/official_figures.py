@@ -16,9 +16,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import eval as evaluation
-from cs_models.checkpoints import save_checkpoint
-from cs_models.import_official import import_official
+from cs_models.cli import evaluate as evaluation
+from cs_models.zoo.checkpoints import save_checkpoint
+from cs_models.zoo.import_official import import_official
 
 FAMILIES = {"R-COAST_5x4": "r_coast", "COAST_5_IPL1": "coast", "COAST_5_IPL4": "coast"}
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import torch
 
+from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
+from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
+from cs_models.networks.unfolding.recursion import UnfoldingNetwork, draw_schedule
 from cs_models.operators import Sampling, SamplingBank
 from cs_models.reconstruction import ReconstructionModule, Training
-from cs_models.unfolding.coast import COASTConfig, COASTModule
-from cs_models.unfolding.ista_net import ISTANetConfig, ISTANetModule
-from cs_models.unfolding.recursion import UnfoldingNetwork, draw_schedule
 
 
 def networks() -> dict[str, Callable[[], ReconstructionModule]]:

@@ -38,7 +38,8 @@ def patches_per_second(options: argparse.Namespace, devices: int, precision: str
             f"--trainer.devices={devices}", f"--trainer.precision={precision}", f"--trainer.accelerator={options.kind}",
             f"--trainer.max_steps={WARM_UP + MEASURED}", f"--data.batches_per_epoch={WARM_UP + MEASURED}",
             "--data.validation_sets=[]", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
-            "--trainer.callbacks+=cs_models.callbacks.Throughput", f"--trainer.callbacks.every_n_batches={WARM_UP}",
+            "--trainer.callbacks+=cs_models.training.callbacks.Throughput",
+            f"--trainer.callbacks.every_n_batches={WARM_UP}",
             "--trainer.logger=pytorch_lightning.loggers.CSVLogger", f"--trainer.logger.save_dir={folder}",
             "--trainer.logger.name=run", "--trainer.logger.version=", f"--data.batch_size={options.batch_size}",
         ]  # fmt: skip

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 
 from cs_models.operators import ColumnOperator
 from cs_models.reconstruction import Reconstructor
-from cs_models.sparse.clomp import CLOMP
-from cs_models.sparse.iht import IHT
-from cs_models.sparse.omp import OMP
-from cs_models.sparse.stomp import StOMP
+from cs_models.solvers.clomp import CLOMP
+from cs_models.solvers.iht import IHT
+from cs_models.solvers.omp import OMP
+from cs_models.solvers.stomp import StOMP
 
 METHODS: dict[str, type[Reconstructor]] = {"clomp": CLOMP, "omp": OMP, "stomp": StOMP, "iht": IHT}
 

@@ -24,11 +24,11 @@ from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
 from cs_models.operators import ColumnOperator
-from cs_models.sparse.clomp import CLOMP
-from cs_models.sparse.dictionary import dictionary_problem
-from cs_models.sparse.omp import OMP
-from cs_models.sparse.stomp import StOMP
-from cs_models.transforms import dct, dct_matrix
+from cs_models.solvers.clomp import CLOMP
+from cs_models.solvers.omp import OMP
+from cs_models.solvers.sparse_problem import dictionary_problem
+from cs_models.solvers.stomp import StOMP
+from cs_models.transforms.dct import dct, dct_matrix
 from datamodules.signals import synthetic_signals
 
 

@@ -28,8 +28,8 @@ from torch import Tensor
 from cs_models.errors import UserError
 from cs_models.evaluation.protocol import score_signal
 from cs_models.evaluation.results import to_text, write_table
-from cs_models.methods import build_method
 from cs_models.operators import make_operator
+from cs_models.zoo.methods import build_method
 from datamodules.signals import load_signals, synthetic_signals, unit_range
 
 REACHED = 0.9

@@ -18,12 +18,12 @@ import torch
 from timing import convolutions, median_seconds, synchronize
 from torch.utils.flop_counter import FlopCounterMode
 
-from cs_models.allocator import keep_freed_memory
+from cs_models.cli.allocator import keep_freed_memory
+from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
+from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
+from cs_models.networks.unfolding.ista_net_pp import ISTANetPPModule
 from cs_models.operators import Sampling
 from cs_models.reconstruction import ReconstructionModule, Training
-from cs_models.unfolding.coast import COASTConfig, COASTModule
-from cs_models.unfolding.ista_net import ISTANetConfig, ISTANetModule
-from cs_models.unfolding.ista_net_pp import ISTANetPPModule
 from datamodules.patches import PatchDataModule
 
 COLUMNS = ("network", "alternative", "milliseconds", "times faster", "patches/s", "outside", "share of peak", "hours")

@@ -20,9 +20,9 @@ from collections.abc import Callable
 import torch
 from idm_memory import MEBIBYTE, SavedTensors
 
-from cs_models.learned.csnet_plus import CSNetPlusConfig, CSNetPlusModule
-from cs_models.learned.network import LearnedSamplingModule
-from cs_models.learned.rk_ccsnet import RKCCSNetConfig, RKCCSNetModule
+from cs_models.networks.learned_sampling.csnet_plus import CSNetPlusConfig, CSNetPlusModule
+from cs_models.networks.learned_sampling.network import LearnedSamplingModule
+from cs_models.networks.learned_sampling.rk_ccsnet import RKCCSNetConfig, RKCCSNetModule
 from cs_models.operators import Sampling
 from cs_models.reconstruction import Training
 

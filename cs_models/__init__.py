@@ -1,5 +1,5 @@
 """Compressed sensing: measurement operators, reconstruction networks, training-free solvers, one benchmark."""
 
-from cs_models.methods import load
+from cs_models.zoo.methods import load
 
 __all__ = ["load"]

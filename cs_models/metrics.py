@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cs_models.transforms import dct
+from cs_models.transforms.dct import dct
 
 PEAK = 255.0
 WINDOW = 7

@@ -19,12 +19,12 @@ from torchmetrics import MeanMetric
 
 from cs_models.errors import UserError
 from cs_models.metrics import psnr, ssim
+from cs_models.networks.unfolding.recursion import UnfoldingNetwork, check_schedule, draw_schedule
 from cs_models.operators import MeasurementOperator, Sampling, SamplingBank, make_operator
 from cs_models.operators.bank import mix
 from cs_models.operators.carried import CarriedSampling
 from cs_models.operators.matrices import tensor_sha256
-from cs_models.panels import log_panel
-from cs_models.unfolding.recursion import UnfoldingNetwork, check_schedule, draw_schedule
+from cs_models.training.panels import log_panel
 
 # What an optimiser and its schedule take from a checkpoint.
 OPTIMISER_SETTINGS = (
@@ -173,7 +173,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
         self._resumed_training: dict[str, Any] = {}
         self.iterations_per_layer: tuple[int, ...] | None = None
         if training.start_from is not None:
-            from cs_models.checkpoints import load_weights
+            from cs_models.zoo.checkpoints import load_weights
 
             self.provenance["start_from"] = load_weights(network, training.start_from)
         self.ema = None
@@ -447,7 +447,7 @@ class ReconstructionModule(pl.LightningModule, Reconstructor):
             )
 
     def header(self) -> dict[str, Any]:
-        """Everything but the weights that `cs_models.checkpoints.load_checkpoint` needs, ready for JSON."""
+        """Everything but the weights that `cs_models.zoo.checkpoints.load_checkpoint` needs, ready for JSON."""
         return {
             "model": self.name,
             "network": asdict(self.config),

@@ -15,7 +15,7 @@ import pytest
 PROGRAM = """
 import ctypes
 import torch
-from cs_models.allocator import keep_freed_memory
+from cs_models.cli.allocator import keep_freed_memory
 
 class Books(ctypes.Structure):  # struct mallinfo2 of malloc.h
     _fields_ = [(name, ctypes.c_size_t) for name in (

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
+from cs_models.cli.evaluate import main
 from cs_models.evaluation.results import only_writer, read_rows
-from eval import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

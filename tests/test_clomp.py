@@ -16,9 +16,9 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.operators import make_operator
-from cs_models.sparse.clomp import CLOMP, omp_injection
-from cs_models.sparse.priors import Prior, differentiated, local_variation, total_variation
-from cs_models.sparse.smooth import smooth_image
+from cs_models.solvers.clomp import CLOMP, omp_injection
+from cs_models.solvers.priors import Prior, differentiated, local_variation, total_variation
+from cs_models.solvers.tikhonov import smooth_image
 from datamodules.images import read_image
 
 

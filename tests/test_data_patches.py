@@ -17,8 +17,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from cs_models.callbacks import is_worker_death
 from cs_models.errors import UserError
+from cs_models.training.callbacks import is_worker_death
 from datamodules.catalog import find_images
 from datamodules.patches import Crops, PatchDataModule
 

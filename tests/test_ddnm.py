@@ -13,14 +13,14 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 
-import eval as evaluation
-from cs_models.diffusion.ddnm import DDNM, DiffusionModel, ExactData, NoisyData, travel
-from cs_models.diffusion.idm import Canvas
+from cs_models.cli import evaluate as evaluation
 from cs_models.errors import UserError
-from cs_models.linear import PseudoInverse
 from cs_models.metrics import psnr
+from cs_models.networks.diffusion.ddnm import DDNM, DiffusionModel, ExactData, NoisyData, travel
+from cs_models.networks.diffusion.idm import Canvas
 from cs_models.operators import BlockOperator, MeasurementOperator, make_operator
 from cs_models.operators.matrices import gaussian_matrix
+from cs_models.solvers.linear import PseudoInverse
 
 OPERATORS = {
     "block": lambda size: make_operator("block:8", 0.3, size),

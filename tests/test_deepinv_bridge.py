@@ -7,17 +7,17 @@ import torch
 
 deepinv = pytest.importorskip("deepinv", reason="optional: pip install 'cs-models[deepinv]'")
 
-from cs_models.deepinv_bridge import (  # noqa: E402
+from cs_models.errors import UserError  # noqa: E402
+from cs_models.operators import adjoint_error, make_operator  # noqa: E402
+from cs_models.solvers.deepinv_bridge import (  # noqa: E402
     DeepinvReconstructor,
     OperatorPhysics,
     PhysicsOperator,
     ReconstructorModel,
 )
-from cs_models.errors import UserError  # noqa: E402
-from cs_models.linear import PseudoInverse  # noqa: E402
-from cs_models.operators import adjoint_error, make_operator  # noqa: E402
-from cs_models.sparse.pnp import DCTDenoiser, PlugAndPlay  # noqa: E402
-from cs_models.sparse.tv import TotalVariation  # noqa: E402
+from cs_models.solvers.linear import PseudoInverse  # noqa: E402
+from cs_models.solvers.pnp import DCTDenoiser, PlugAndPlay  # noqa: E402
+from cs_models.solvers.tv import TotalVariation  # noqa: E402
 
 SIZE = (16, 16)
 PHYSICS = {

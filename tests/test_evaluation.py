@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from cs_models.checkpoints import save_checkpoint
+from cs_models.cli.evaluate import main
 from cs_models.evaluation.plan import usual_precision
 from cs_models.evaluation.protocol import measure, quantise
 from cs_models.evaluation.results import COLUMNS, read_rows
+from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
+from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
 from cs_models.operators import make_operator
-from cs_models.unfolding.coast import COASTConfig, COASTModule
-from cs_models.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
-from eval import main
+from cs_models.zoo.checkpoints import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTRACT = "method,dataset,image,ratio,seed,psnr_db,ssim,seconds,device,operator,run_key"
@@ -503,7 +503,7 @@ def test_the_columns_are_the_contract(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", sorted((REPOSITORY / "configs" / "eval").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configurations_can_be_read(config: Path) -> None:
-    from eval import parse
+    from cs_models.cli.evaluate import parse
 
     assert parse(["--config", str(config)]) is not None
 

@@ -9,9 +9,18 @@ import pytest
 import torch
 
 from cs_models.errors import UserError
-from cs_models.linear import LinearEstimate, linear_estimator, markov_field, second_moment
-from cs_models.methods import METHODS, MethodSpec, build_method, checkpoint_path, load, parse_method, parse_methods, zoo
 from cs_models.operators import make_operator
+from cs_models.solvers.linear import LinearEstimate, linear_estimator, markov_field, second_moment
+from cs_models.zoo.methods import (
+    METHODS,
+    MethodSpec,
+    build_method,
+    checkpoint_path,
+    load,
+    parse_method,
+    parse_methods,
+    zoo,
+)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -64,7 +73,7 @@ def test_the_zoo_has_models_for_all_ratios_and_for_one(tmp_path: Path, monkeypat
     for name in ("a_net", "b_net_10", "b_net_30"):
         (tmp_path / f"{name}.safetensors").touch()
     found = zoo(tmp_path)
-    monkeypatch.setattr("cs_models.methods.zoo", lambda: found)
+    monkeypatch.setattr("cs_models.zoo.methods.zoo", lambda: found)
     assert set(found) == {"a_net", "b_net"}
     assert checkpoint_path(MethodSpec("a_net", "a_net"), 0.17).stem == "a_net"
     assert checkpoint_path(MethodSpec("b_net", "b_net"), 0.3).stem == "b_net_30"

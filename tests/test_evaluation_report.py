@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cs_models.evaluation.merge import main as merge_main
-from cs_models.evaluation.report import write_report
+from cs_models.cli.evaluate import main
+from cs_models.evaluation.report.merge import main as merge_main
+from cs_models.evaluation.report.statistics import confidence_interval, paired_differences
+from cs_models.evaluation.report.summary import published_method, summarise
+from cs_models.evaluation.report.tables import write_report
 from cs_models.evaluation.results import ResultsFile, Row
-from cs_models.evaluation.statistics import confidence_interval, paired_differences
-from cs_models.evaluation.summary import published_method, summarise
-from eval import main
 from tests.wandb_files import complete_records
 
 ROW = Row(

@@ -13,10 +13,10 @@ from PIL import Image
 from scipy import fft
 
 from benchmarks import sparse_1d
-from cs_models.checkpoints import save_checkpoint
+from cs_models.cli.evaluate import main
 from cs_models.metrics import pcc, ssim_1d
-from cs_models.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
-from eval import main
+from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
+from cs_models.zoo.checkpoints import save_checkpoint
 
 CONTRACT = "method,dataset,image,ratio,seed,psnr_db,ssim,seconds,device,operator,run_key"
 N = 64

@@ -19,12 +19,12 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cs_models.checkpoints import load_checkpoint, save_checkpoint
-from cs_models.diffusion.idm import IDM, Canvas, IDMConfig, IDMModule, import_idm_state
-from cs_models.diffusion.unet import build_unet, prune
 from cs_models.errors import UserError
+from cs_models.networks.diffusion.idm import IDM, Canvas, IDMConfig, IDMModule, import_idm_state
+from cs_models.networks.diffusion.unet import build_unet, prune
 from cs_models.operators import MeasurementOperator, Sampling, adjoint_error, make_operator
 from cs_models.reconstruction import Training
+from cs_models.zoo.checkpoints import load_checkpoint, save_checkpoint
 
 # One group in every normalisation: with few channels a group would swallow the biases of injectors.
 TINY = {

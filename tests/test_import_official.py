@@ -13,12 +13,12 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from cs_models.checkpoints import load_checkpoint
 from cs_models.errors import UserError
-from cs_models.import_official import import_official, main, read_released
 from cs_models.metrics import psnr, ssim
 from cs_models.operators import make_operator
 from cs_models.reconstruction import ReconstructionModule
+from cs_models.zoo.checkpoints import load_checkpoint
+from cs_models.zoo.import_official import import_official, main, read_released
 from datamodules.catalog import load_set
 
 FAMILY = {"R-COAST_5x4": "r_coast", "COAST_5_IPL1": "coast", "COAST_5_IPL4": "coast"}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cs_models.checkpoints import save_checkpoint
 from cs_models.evaluation.iterates import main
+from cs_models.zoo.checkpoints import save_checkpoint
 from tests.test_networks import NETWORKS
 
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from cs_models.checkpoints import load_checkpoint, save_checkpoint
-from cs_models.diffusion.wiring import V_MIN, InvertibleSequence
 from cs_models.errors import UserError
-from cs_models.learned.csnet_plus import CSNetPlus, CSNetPlusConfig, CSNetPlusModule
-from cs_models.learned.network import LearnedSamplingModule, LearnedSamplingNetwork
-from cs_models.learned.rk_ccsnet import ConvolvedBlocks, RKCCSNet, RKCCSNetConfig, RKCCSNetModule
-from cs_models.linear import PseudoInverse
+from cs_models.networks.invertible import V_MIN, InvertibleSequence
+from cs_models.networks.learned_sampling.csnet_plus import CSNetPlus, CSNetPlusConfig, CSNetPlusModule
+from cs_models.networks.learned_sampling.network import LearnedSamplingModule, LearnedSamplingNetwork
+from cs_models.networks.learned_sampling.rk_ccsnet import ConvolvedBlocks, RKCCSNet, RKCCSNetConfig, RKCCSNetModule
 from cs_models.operators import Sampling, adjoint_error, make_operator
 from cs_models.operators.learned import DenseBlocks, LearnedBlocks
 from cs_models.reconstruction import Training
+from cs_models.solvers.linear import PseudoInverse
+from cs_models.zoo.checkpoints import load_checkpoint, save_checkpoint
 
 SIZE = (20, 17)
 SAMPLINGS: dict[str, Callable[[], LearnedBlocks]] = {

@@ -22,11 +22,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import train
-from cs_models.checkpoint_io import DurableCheckpointIO
-from cs_models.checkpoints import load_checkpoint
+from cs_models.cli import train
 from cs_models.errors import UserError
 from cs_models.reconstruction import ReconstructionModule
+from cs_models.training.checkpoint_io import DurableCheckpointIO
+from cs_models.zoo.checkpoints import load_checkpoint
 from tests.conftest import REPOSITORY
 from tests.test_train import arguments, wandb_arguments
 from tests.wandb_files import complete_records
@@ -39,8 +39,8 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "tests.test_long_runs",
-        "cs_models.unfolding.coast",
-        "cs_models.diffusion.idm",
+        "cs_models.networks.unfolding.coast",
+        "cs_models.networks.diffusion.idm",
         "pytorch_lightning.cli",
         "timm.utils",
     ]

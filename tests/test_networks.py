@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from cs_models.checkpoints import MODELS, load_checkpoint, save_checkpoint
 from cs_models.errors import UserError
-from cs_models.learned.csnet_plus import CSNetPlusConfig, CSNetPlusModule
-from cs_models.learned.rk_ccsnet import RKCCSNetConfig, RKCCSNetModule
+from cs_models.networks.learned_sampling.csnet_plus import CSNetPlusConfig, CSNetPlusModule
+from cs_models.networks.learned_sampling.rk_ccsnet import RKCCSNetConfig, RKCCSNetModule
+from cs_models.networks.unfolding.coast import COAST, COASTConfig, COASTModule
+from cs_models.networks.unfolding.ista_net import ISTANet, ISTANetConfig, ISTANetModule, shrink
+from cs_models.networks.unfolding.ista_net_pp import ISTANetPP, ISTANetPPConfig, ISTANetPPModule
+from cs_models.networks.unfolding.modulation import RFMU
+from cs_models.networks.unfolding.recursion import UnfoldingNetwork, draw_schedule, iterations
 from cs_models.operators import MeasurementOperator, Sampling, make_operator
 from cs_models.reconstruction import ReconstructionModule, Training
-from cs_models.unfolding.coast import COAST, COASTConfig, COASTModule
-from cs_models.unfolding.ista_net import ISTANet, ISTANetConfig, ISTANetModule, shrink
-from cs_models.unfolding.ista_net_pp import ISTANetPP, ISTANetPPConfig, ISTANetPPModule
-from cs_models.unfolding.modulation import RFMU
-from cs_models.unfolding.recursion import UnfoldingNetwork, draw_schedule, iterations
+from cs_models.zoo.checkpoints import MODELS, load_checkpoint, save_checkpoint
 
 BLOCK = 8
 FLEXIBLE = Training(Sampling(block_size=BLOCK))
@@ -179,7 +179,7 @@ def test_parameter_counts_of_the_papers(network: Callable[[], torch.nn.Module], 
 
 
 def test_the_table_of_models_is_complete() -> None:
-    from cs_models.checkpoints import model_class
+    from cs_models.zoo.checkpoints import model_class
 
     for name in MODELS:
         assert model_class(name).name == name

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-import eval as evaluation
-from cs_models.diffusion.ddnm import DDNM
-from cs_models.diffusion.idm import IDMConfig, IDMModule
+from cs_models.cli import evaluate as evaluation
 from cs_models.errors import UserError
-from cs_models.methods import build_method
+from cs_models.networks.diffusion.ddnm import DDNM
+from cs_models.networks.diffusion.idm import IDMConfig, IDMModule
+from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
+from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
 from cs_models.operators import FourierOperator, RadonOperator, Sampling, make_operator
 from cs_models.reconstruction import Reconstructor, Training
-from cs_models.unfolding.coast import COASTConfig, COASTModule
-from cs_models.unfolding.ista_net import ISTANetConfig, ISTANetModule
+from cs_models.zoo.methods import build_method
 from tests.conftest import REPOSITORY
 
 MEASUREMENTS = ["pixel", "cartesian", "radial", "radon"]

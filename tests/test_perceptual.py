@@ -7,7 +7,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-import eval as evaluation
+from cs_models.cli import evaluate as evaluation
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,19 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from cs_models.errors import UserError
-from cs_models.methods import build_method
 from cs_models.operators import (
     FourierOperator,
     PixelOperator,
     Transform2dOperator,
     make_operator,
 )
-from cs_models.sparse.convex import ConvexSolver, DataProximal, constant_image, operator_norm_squared
-from cs_models.sparse.ista import FISTA, ISTA, LASSO, WeightedL1
-from cs_models.sparse.owlqn import OWLQN
-from cs_models.sparse.pnp import DCTDenoiser, PlugAndPlay
-from cs_models.sparse.tv import TotalVariation, gradient, gradient_adjoint
-from cs_models.sparse.wavelets import Wavelet2d
+from cs_models.solvers.convex import ConvexSolver, DataProximal, constant_image, operator_norm_squared
+from cs_models.solvers.ista import FISTA, ISTA, LASSO, WeightedL1
+from cs_models.solvers.owlqn import OWLQN
+from cs_models.solvers.pnp import DCTDenoiser, PlugAndPlay
+from cs_models.solvers.tv import TotalVariation, gradient, gradient_adjoint
+from cs_models.transforms.wavelets import Wavelet2d
+from cs_models.zoo.methods import build_method
 
 OPERATORS = ["block:8", "structured:8", "column", "pixel", "fourier", "transform2d"]
 SOLVERS = [ISTA, FISTA, LASSO, OWLQN, WeightedL1, TotalVariation, PlugAndPlay]

@@ -16,13 +16,13 @@ from torch import Tensor
 from cs_models.errors import UserError
 from cs_models.operators import BlockOperator, ColumnOperator, FourierOperator, MeasurementOperator, make_operator
 from cs_models.operators.matrices import gaussian_matrix, unit_norm_columns
-from cs_models.sparse.dictionary import DictionaryProblem, sparse_problem
-from cs_models.sparse.iht import IHT, NIHT
-from cs_models.sparse.omp import OMP
-from cs_models.sparse.solver import IterativeSolver
-from cs_models.sparse.stomp import StOMP
-from cs_models.sparse.subspace import CoSaMP, SubspacePursuit
-from cs_models.transforms import (
+from cs_models.solvers.base import IterativeSolver
+from cs_models.solvers.iht import IHT, NIHT
+from cs_models.solvers.omp import OMP
+from cs_models.solvers.sparse_problem import DictionaryProblem, sparse_problem
+from cs_models.solvers.stomp import StOMP
+from cs_models.solvers.subspace_pursuit import CoSaMP, SubspacePursuit
+from cs_models.transforms.dct import (
     DCT,
     BlockDCT2d,
     DCT2d,

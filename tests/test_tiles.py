@@ -11,15 +11,15 @@ import torch
 from skimage.data import camera
 from torch import Tensor
 
-from cs_models.checkpoints import load_checkpoint
+from cs_models.cli.evaluate import main
 from cs_models.errors import UserError
 from cs_models.evaluation.memory import PeakMemory
 from cs_models.evaluation.protocol import score
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
-from cs_models.methods import build_method, parse_methods
 from cs_models.operators import MeasurementOperator, make_operator
 from cs_models.reconstruction import Reconstructor, Solution
-from eval import main
+from cs_models.zoo.checkpoints import load_checkpoint
+from cs_models.zoo.methods import build_method, parse_methods
 from tests.conftest import REPOSITORY
 
 

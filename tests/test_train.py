@@ -12,10 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
-import train
-from cs_models.checkpoints import load_checkpoint
-from cs_models.loggers import ContinuedCSVLogger
+from cs_models.cli import train
 from cs_models.operators import MeasurementOperator
+from cs_models.training.loggers import ContinuedCSVLogger
+from cs_models.zoo.checkpoints import load_checkpoint
 from tests.conftest import REPOSITORY
 from tests.wandb_files import complete_records
 
@@ -41,7 +41,7 @@ def arguments(config: Path, images: Path, out: Path, *more: str) -> list[str]:
         "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.devices=1",
         "--data.num_workers=0", "--trainer.precision=32-true",
         "--trainer.num_sanity_val_steps=0", "--trainer.enable_progress_bar=false",
-        "--trainer.logger.class_path=cs_models.loggers.ContinuedCSVLogger",
+        "--trainer.logger.class_path=cs_models.training.loggers.ContinuedCSVLogger",
         f"--trainer.logger.init_args.save_dir={out}", "--trainer.logger.init_args.name=run",
         "--trainer.logger.init_args.version=",
     ]  # fmt: skip
@@ -351,7 +351,7 @@ def test_linear_start_is_the_estimate_of_least_squared_error(tiny_images: Path, 
         (["--data.data_dir=/no/such/folder", "--data.train_sets=[T91]"], "/no/such/folder"),
         (["--model.init_args.training.sampling.ratios=[1.5]"], "outside (0, 1]"),
         (["--model.init_args.network.iterations_per_layer=[1,1]"], "iterations_per_layer"),
-        (["--model.class_path=cs_models.unfolding.ista_net_pp.ISTANetPQ"], "ISTANetPQ"),
+        (["--model.class_path=cs_models.networks.unfolding.ista_net_pp.ISTANetPQ"], "ISTANetPQ"),
         (["--config=/no/such.yaml"], "/no/such.yaml"),
         (["--ckpt_path=/no/such.ckpt"], "/no/such.ckpt"),
         (["--data.crop_size=400"], "400x400"),
@@ -368,7 +368,7 @@ def test_linear_start_is_the_estimate_of_least_squared_error(tiny_images: Path, 
             "needs an end",
         ),
         (["--ckpt_path=checkpoints/ista_net_pp.safetensors"], "holds weights, not the state of a training"),
-        (["--trainer.strategy.class_path=cs_models.sharding.FSDP"], "for IDM"),
+        (["--trainer.strategy.class_path=cs_models.training.sharding.FSDP"], "for IDM"),
         (["--trainer.accelerator=tpu"], "this machine"),
         (["--trainer.accelerator=abacus"], "abacus"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cs_models.diffusion.wiring import Context, InvertibleSequence, Wired
+from cs_models.networks.invertible import Context, InvertibleSequence, Wired
 
 
 class Scaled(nn.Module):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import eval as evaluation
 from cs_models import load
-from cs_models.cards import RESULTS, add, card, main, write_cards
+from cs_models.cli import evaluate as evaluation
 from cs_models.errors import UserError
-from cs_models.methods import ZOO, zoo
 from cs_models.operators import make_operator
+from cs_models.zoo.cards import RESULTS, add, card, main, write_cards
+from cs_models.zoo.methods import ZOO, zoo
 from tests.test_train import SMALL, fit
 
 

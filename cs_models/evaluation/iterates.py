@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cs_models.errors import UserError
-from cs_models.methods import build_method
 from cs_models.metrics import psnr
 from cs_models.operators import make_operator
 from cs_models.reconstruction import ReconstructionModule
+from cs_models.zoo.methods import build_method
 from datamodules.catalog import image_tensor
 from datamodules.images import read_image
 

@@ -13,12 +13,12 @@ from cs_models.errors import UserError, first_line
 from cs_models.evaluation.options import Options
 from cs_models.evaluation.pictures import slug, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
-from cs_models.evaluation.report import markdown_table
+from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
-from cs_models.methods import parse_methods
 from cs_models.operators import MeasurementOperator, make_operator
 from cs_models.operators.matrices import load_matrix
-from cs_models.sparse.convex import relative
+from cs_models.solvers.convex import relative
+from cs_models.zoo.methods import parse_methods
 
 
 def reconstruct_measurements(options: Options) -> str:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cs_models.errors import UserError, first_line
 from cs_models.evaluation.pictures import Pictures
-from cs_models.evaluation.report import append_section, markdown_table
+from cs_models.evaluation.report.summary import Setting, current_rows, setting_of
+from cs_models.evaluation.report.tables import append_section, markdown_table
 from cs_models.evaluation.results import Row, to_text, write_table
-from cs_models.evaluation.summary import Setting, current_rows, setting_of
 from datamodules.images import read_image
 
 LPIPS_FILE = "alexnet-owt-7be5be79.pth"

@@ -18,9 +18,9 @@ from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import image_sha256, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
-from cs_models.methods import METHODS, MethodSpec, build_method, parse_methods
 from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator
 from cs_models.reconstruction import ReconstructionModule, Reconstructor, Solution
+from cs_models.zoo.methods import METHODS, MethodSpec, build_method, parse_methods
 from datamodules.catalog import BenchmarkImages, ImageFile, load_set
 from datamodules.signals import BenchmarkSignals, load_signal_set, names_signals
 

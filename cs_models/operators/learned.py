@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, rows_for_ratio
-from cs_models.transforms import dct_matrix
+from cs_models.transforms.dct import dct_matrix
 
 Start = Literal["gaussian", "signs", "dct"]
 

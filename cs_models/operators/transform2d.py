@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cs_models.operators.base import MeasurementOperator, full_precision
 from cs_models.operators.matrices import rows_for_ratio
-from cs_models.transforms import DCT2d
+from cs_models.transforms.dct import DCT2d
 
 
 class Transform2dOperator(MeasurementOperator):

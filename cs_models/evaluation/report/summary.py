@@ -1,0 +1,265 @@
+"""From single results to one line for each method, set and ratio, with the published figure beside it."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cs_models.evaluation.results import Row, to_text, write_table
+
+PUBLISHED = Path(__file__).with_name("published.csv")
+
+# What the papers call our methods; the CLOMP paper's OMP is a stagewise one.
+PUBLISHED_METHODS = {
+    "clomp": "CLOMP",
+    "coast": "COAST",
+    "csnet_plus": "CSNet+",
+    "ddnm": "DDNM",
+    "idm": "IDM",
+    "iht": "IHT",
+    "ista_net_plus": "ISTA-Net+",
+    "ista_net_pp": "ISTA-Net++",
+    "omp": "OMP",
+    "r_coast": "R-COAST",
+    "rista_net_plus": "RISTA-Net+",
+    "rk_ccsnet": "RK-CCSNet",
+    "stomp": "OMP",
+}
+# The ISTA-Net++ and the recursion paper call the same 68 crops BSD68. The CLOMP paper's sets are its own: they carry
+# their size in the name and match none of ours.
+PUBLISHED_DATASETS = {"CBSD68": ("BSD68", "CBSD68")}
+
+
+class Setting(NamedTuple):
+    """What rows have in common that are averaged."""
+
+    method: str
+    dataset: str
+    ratio: float
+    operator: str
+    channels: str
+    noise: float
+    bits: int | None
+    precision: str
+    schedule: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from a paper."""
+
+    psnr_db: float
+    ssim: float | None
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One method at one ratio on one set.
+
+    Attributes:
+        images: number of images.
+        seeds: number of draws of the operator.
+        psnr_db: mean over images; of several draws each image's mean counts once.
+        psnr_std: standard deviation over images (of a sample; 0 for one image).
+        ssim: as `psnr_db`.
+        ssim_std: as `psnr_std`.
+        psnr_seed_std: standard deviation, over the draws, of the mean PSNR; None for one draw.
+        ssim_seed_std: the same of the mean SSIM.
+        seconds: mean time of an image.
+        images_per_second: its inverse.
+        iterations: mean number of iterations, or evaluations of a network, where it is known.
+        parameters: trainable parameters; 0 for a solver.
+        macs: mean multiply-adds of a network for an image.
+        peak_memory_mb: largest memory on a GPU, in MiB.
+        published_psnr_db: of the first source.
+        published_ssim: of the first source that gives one.
+        difference_db: ours minus published.
+        source: every source with its figure.
+        pcc: mean correlation of signals.
+        mse: mean squared error of signals.
+        sparse_rate_dct: mean sparse rate of signals by the DCT.
+        sparse_rate_fft: mean sparse rate of signals by the FFT.
+    """
+
+    method: str
+    dataset: str
+    ratio: float
+    operator: str
+    channels: str
+    noise: float
+    bits: int | None
+    precision: str
+    schedule: str
+    images: int
+    seeds: int
+    psnr_db: float
+    psnr_std: float
+    ssim: float
+    ssim_std: float
+    psnr_seed_std: float | None
+    ssim_seed_std: float | None
+    seconds: float
+    images_per_second: float
+    iterations: float | None
+    parameters: int
+    macs: float | None
+    peak_memory_mb: float | None
+    published_psnr_db: float | None
+    published_ssim: float | None
+    difference_db: float | None
+    source: str
+    pcc: float | None
+    mse: float | None
+    sparse_rate_dct: float | None
+    sparse_rate_fft: float | None
+
+
+def variant(item: Row | Summary) -> str:
+    """A method's name, with precision and schedule where they are not the usual ones."""
+    words = [item.method]
+    if item.precision != "fp32":
+        words.append(item.precision)
+    if item.schedule:
+        words.append(f"({item.schedule})")
+    return " ".join(words)
+
+
+def label(item: Row | Summary) -> str:
+    """A method's name in figures: its variant, with the operator where it is not 33x33 blocks."""
+    return variant(item) if item.operator == "block:33" else f"{variant(item)} [{item.operator}]"
+
+
+def setting_of(row: Row) -> Setting:
+    """The setting of a row."""
+    return Setting(*(getattr(row, name) for name in Setting._fields))
+
+
+def current_rows(rows: Iterable[Row]) -> list[Row]:
+    """The rows that count: after a change of a method, its set or its operator only the newest ones.
+
+    Args:
+        rows: oldest first.
+    """
+    newest: dict[Setting, str] = {}
+    latest: dict[tuple[Setting, str, int], Row] = {}
+    for row in rows:
+        setting = setting_of(row)
+        newest[setting] = row.settings_key
+        latest[setting, row.image, row.seed] = row
+    return [row for (setting, _, _), row in latest.items() if row.settings_key == newest[setting]]
+
+
+def summarise(rows: Iterable[Row]) -> list[Summary]:
+    """A line for each setting, in the order in which settings first appear; see `current_rows`."""
+    groups: dict[Setting, list[Row]] = defaultdict(list)
+    for row in current_rows(rows):
+        groups[setting_of(row)].append(row)
+    return [_summary(setting, group) for setting, group in groups.items()]
+
+
+def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
+    psnr_images, ssim_images = means_by(rows, "image", "psnr_db"), means_by(rows, "image", "ssim")
+    psnr_seeds, ssim_seeds = means_by(rows, "seed", "psnr_db"), means_by(rows, "seed", "ssim")
+    seconds = float(np.mean([row.seconds for row in rows]))
+    psnr_db = float(np.mean(list(psnr_images.values())))
+    published = published_figures(setting)
+    memory = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
+    several = len(psnr_seeds) > 1
+    return Summary(
+        **setting._asdict(),
+        images=len(psnr_images),
+        seeds=len(psnr_seeds),
+        psnr_db=psnr_db,
+        psnr_std=_spread(psnr_images.values()),
+        ssim=float(np.mean(list(ssim_images.values()))),
+        ssim_std=_spread(ssim_images.values()),
+        psnr_seed_std=_spread(psnr_seeds.values()) if several else None,
+        ssim_seed_std=_spread(ssim_seeds.values()) if several else None,
+        seconds=seconds,
+        images_per_second=1 / seconds if seconds > 0 else float("inf"),
+        iterations=_mean(row.iterations for row in rows),
+        parameters=rows[-1].parameters,
+        macs=_mean(row.macs for row in rows),
+        peak_memory_mb=max(memory, default=None),
+        published_psnr_db=published[0].psnr_db if published else None,
+        published_ssim=next((figure.ssim for figure in published if figure.ssim is not None), None),
+        difference_db=psnr_db - published[0].psnr_db if published else None,
+        source="; ".join(f"{figure.source}: {figure.psnr_db:g} dB" for figure in published),
+        pcc=_mean(row.pcc for row in rows),
+        mse=_mean(row.mse for row in rows),
+        sparse_rate_dct=_mean(row.sparse_rate_dct for row in rows),
+        sparse_rate_fft=_mean(row.sparse_rate_fft for row in rows),
+    )
+
+
+def means_by(rows: Iterable[Row], key: str, value: str) -> dict[str, float]:
+    """Mean of a column for each value of another one."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        groups[getattr(row, key)].append(getattr(row, value))
+    return {name: float(np.mean(values)) for name, values in groups.items()}
+
+
+def published_figures(setting: Setting) -> list[Published]:
+    """What papers report for this method, set, ratio and kind of channels, in the order of `published.csv`."""
+    name = published_method(setting.method)
+    if name is None or setting.noise > 0 or setting.bits is not None:
+        return []
+    datasets = PUBLISHED_DATASETS.get(setting.dataset, (setting.dataset,))
+    return [
+        figure
+        for dataset in datasets
+        for method, ratio, channels, figure in _published_table().get(dataset, ())
+        if method == name and abs(ratio - setting.ratio) < 1e-6 and channels == setting.channels
+    ]
+
+
+def published_method(method: str) -> str | None:
+    """What papers call a method: by its name, or by the start of a checkpoint's file name."""
+    stem = Path(method.partition(":")[0]).stem
+    names = [name for name in PUBLISHED_METHODS if stem == name or stem.startswith((f"{name}_", f"{name}-"))]
+    return PUBLISHED_METHODS[max(names, key=len)] if names else None
+
+
+@cache
+def _published_table() -> dict[str, list[tuple[str, float, str, Published]]]:
+    """Method, ratio, channels and figure, by dataset."""
+    table: dict[str, list[tuple[str, float, str, Published]]] = defaultdict(list)
+    with PUBLISHED.open(newline="") as file:
+        for line in csv.DictReader(file):
+            channels = "rgb" if "RGB" in line["note"] else "luminance"
+            # Of the recursion paper's two trainings both are listed, so the note tells them apart.
+            source = f"{line['source']} ({line['note']})" if "% data" in line["note"] else line["source"]
+            figure = Published(float(line["psnr_db"]), float(line["ssim"]) if line["ssim"] else None, source)
+            table[line["dataset"]].append((line["method"], float(line["ratio"]), channels, figure))
+    return dict(table)
+
+
+def write_summary(summaries: Sequence[Summary], path: Path) -> None:
+    """Write the lines as CSV.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    columns = [field.name for field in fields(Summary)]
+    write_table(path, columns, [[to_text(value) for value in asdict(summary).values()] for summary in summaries])
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _spread(values: Iterable[float]) -> float:
+    numbers = np.array(list(values))
+    if len(numbers) < 2 or not np.isfinite(numbers).all():
+        return 0.0 if len(numbers) < 2 else float("nan")
+    return float(np.std(numbers, ddof=1))

@@ -1,0 +1,371 @@
+"""IDM (Chen et al., "Invertible Diffusion Models for Compressed Sensing", TPAMI 2025).
+
+T steps of diffusion sampling, each with a data-consistency step, become one network that is trained end to end.
+Wired invertibly at two levels, over the steps and inside the U-Net, its training memory does not grow with T.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, overload
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from cs_models.errors import UserError
+from cs_models.networks.diffusion.unet import InvertibleUNet, build_unet, initialise, load_unet, prune, widen
+from cs_models.networks.invertible import InvertibleSequence, Wired, stabilise
+from cs_models.operators import MeasurementOperator, Sampling
+from cs_models.operators.matrices import load_matrix
+from cs_models.reconstruction import ReconstructionModule, Training
+from cs_models.training.sharding import gather, release, shard
+from cs_models.zoo.checkpoints import check_weights
+
+# Where training keeps every alpha, since sqrt(1 - alpha_bar) must stay real.
+ALPHA_RANGE = (1e-3, 1 - 1e-3)
+
+
+Invertible = Literal["both", "steps", "blocks", "none"]
+
+
+@dataclass(frozen=True)
+class IDMConfig:
+    """Architecture of IDM; the defaults are the paper's.
+
+    Attributes:
+        steps: T, 1 to 12 in the paper.
+        channels: 1 for luminance (colour images are then reconstructed channel by channel), 3 for colour.
+        unet: changes to the configuration of Stable Diffusion v1.5's U-Net, with diffusers' names, such as
+            ``block_out_channels``. Not used with `pretrained`, which brings its own.
+        pretrained: diffusers folder or hub id to take the U-Net's weights from, such as
+            ``stable-diffusion-v1-5/stable-diffusion-v1-5``. None starts at random and needs no network access.
+        pruned: off, the whole U-Net is kept, with time embedding and a null prompt.
+        null_prompt: `.npy` file with the text encoder's embedding ``(77, width)`` of the empty prompt; zeros
+            where it is not given. Only for ``pruned: false``.
+        injector_kernel: 1 or 3; None for no injectors.
+        invertible: what is wired to keep no activations: "both" levels, the "steps", the U-Net's "blocks", "none".
+            It changes neither parameters nor results.
+        start: ``x_T`` from "back_projection", or from white "noise".
+    """
+
+    steps: int = 3
+    channels: Literal[1, 3] = 1
+    unet: dict[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
+    pruned: bool = True
+    null_prompt: str | None = None
+    injector_kernel: Literal[1, 3] | None = 1
+    invertible: Invertible = "both"
+    start: Literal["back_projection", "noise"] = "back_projection"
+
+
+class Canvas(MeasurementOperator):
+    """An operator seen from a larger image, whose extra rows and columns are not measured."""
+
+    def __init__(self, operator: MeasurementOperator, image_size: tuple[int, int]) -> None:
+        super().__init__(image_size, operator.ratio, operator.noise_sigma)
+        self.operator = operator
+        height, width = operator.image_size
+        self.margin = (0, image_size[1] - width, 0, image_size[0] - height)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.operator.image_size
+        return self.operator(x[..., :height, :width])
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return F.pad(self.operator.adjoint(y), self.margin)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return F.pad(self.operator.pinv(y), self.margin)
+
+    def resized(self, height: int, width: int) -> Canvas:
+        return Canvas(self.operator, (height, width))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return self.operator.spec
+
+
+class DiffusionStep(nn.Module):
+    """One step of sampling from t to t - 1 with range-space correction (the paper's Eq. 3, DDNM with eta = 0).
+
+    It has no parameters: those of a step are handed to it.
+    """
+
+    def __init__(self, t: int) -> None:
+        super().__init__()
+        self.t = t
+
+    def forward(
+        self,
+        x: Tensor,
+        unet: nn.Module,
+        alpha_bar: Tensor,
+        next_alpha_bar: Tensor,
+        y: Tensor,
+        operator: MeasurementOperator,
+        aty: Tensor,
+    ) -> Tensor:
+        """``x_{t-1}`` from ``x_t``, both ``(N, C, H, W)``.
+
+        Args:
+            x: ``x_t``.
+            unet: estimates the noise in x, given as 2x2 pixels in four channels.
+            alpha_bar: of t.
+            next_alpha_bar: of t - 1.
+            y: measurements.
+            operator: A.
+            aty: ``A^T y``, for the injectors.
+        """
+        noise = F.pixel_shuffle(unet(F.pixel_unshuffle(x, 2), self.t - 1, operator, aty), 2).to(x.dtype)
+        clean = (x - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
+        # With orthonormal rows A^+ = A^T, as the paper writes it.
+        clean = clean - operator.pinv(operator(clean) - y)
+        return next_alpha_bar.sqrt() * clean + (1 - next_alpha_bar).sqrt() * noise
+
+
+class IDM(nn.Module):
+    """The network.
+
+    Attributes:
+        config: the architecture with everything that `pretrained` brought written out, so that it can be built
+            again without it.
+        unet: shared by the steps; its injectors are each step's own.
+        alphas: ``(T,)``; ``alpha_bar_t`` is the product of the first t.
+        wiring: the steps T .. 1.
+    """
+
+    def __init__(self, config: IDMConfig = IDMConfig()) -> None:
+        """
+        Args:
+            config: architecture.
+
+        Raises:
+            UserError: for settings that make no network, or if the pre-trained U-Net is not found.
+        """
+        super().__init__()
+        if config.steps < 1:
+            raise UserError(f"IDM needs at least 1 step, got steps = {config.steps}")
+        if config.null_prompt is not None and config.pruned:
+            raise UserError("null_prompt belongs to the whole U-Net; set pruned to false or leave it out")
+        unet = build_unet(config.unet) if config.pretrained is None else load_unet(config.pretrained)
+        if unet.config.in_channels != 4 or unet.config.out_channels != 4:
+            raise UserError("IDM needs a U-Net with 4 input and 4 output channels, one for each of 2x2 pixels")
+        settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+        self.config = replace(config, unet=settings, pretrained=None, null_prompt=None)
+        if config.pruned:
+            prune(unet)
+        if config.pretrained is None:
+            initialise(unet)
+        if config.channels != 1:
+            widen(unet, config.channels)
+        self.unet = InvertibleUNet(unet, config.steps, config.channels, config.injector_kernel)
+        if config.null_prompt is not None:
+            self._load_prompt(config.null_prompt)
+        self.alphas = nn.Parameter(torch.full((config.steps,), 0.5))
+        # The steps divide by sqrt(alpha), so rounding grows faster than inside the U-Net; their pair is small.
+        self.wiring = Wired([DiffusionStep(t) for t in range(config.steps, 0, -1)], precision=torch.float64)
+        self.set_invertible(config.invertible)
+
+    def _load_prompt(self, path: str) -> None:
+        assert self.unet.prompt is not None
+        prompt, expected = load_matrix(path), tuple(self.unet.prompt.shape[1:])
+        if prompt.shape != expected:
+            raise UserError(f"{path} holds {tuple(prompt.shape)}; the null prompt of this U-Net is {expected}")
+        self.unet.prompt.copy_(prompt)
+
+    def forward(self, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None) -> Tensor:
+        """Reconstruct images ``(N, C, H, W)``; not clipped.
+
+        Args:
+            y: measurements ``(N, C, ...)``. A network for one channel takes any C, channel by channel.
+            operator: A. Images whose sides blocks or U-Net do not divide are padded with zeros and cropped again.
+            generator: random state of ``x_T`` where the configuration starts from noise, on the CPU. Where it is not
+                given, training draws anew and evaluation starts from the same noise every time.
+
+        Raises:
+            UserError: if a network for colour gets measurements of one channel.
+        """
+        image_channels = y.shape[1]
+        if self.config.channels == 1:
+            y = rearrange(y, "n c ... -> (n c) 1 ...")
+        elif image_channels != self.config.channels:
+            raise UserError(f"this IDM is for {self.config.channels} channels, the measurements have {image_channels}")
+        canvas = self._canvas(operator.padded())
+        aty = canvas.adjoint(y)
+        alpha_bars = [self.alphas.new_ones(()), *self.alphas.cumprod(dim=0)]
+        if self.config.start == "back_projection":
+            start = alpha_bars[-1].sqrt() * canvas.pinv(y)
+        else:
+            if generator is None and not self.training:
+                generator = torch.Generator().manual_seed(0)
+            start = torch.randn(aty.shape, generator=generator, dtype=aty.dtype).to(aty.device)
+        contexts = [
+            (self.unet, alpha_bars[t], alpha_bars[t - 1], y, canvas, aty) for t in range(self.config.steps, 0, -1)
+        ]
+        height, width = operator.image_size
+        x = self.wiring(start, contexts)[..., :height, :width]
+        return rearrange(x, "(n c) 1 h w -> n c h w", c=image_channels) if self.config.channels == 1 else x
+
+    def _canvas(self, operator: MeasurementOperator) -> MeasurementOperator:
+        """The operator on an image whose sides the U-Net divides."""
+        multiple = 2 * self.unet.multiple
+        height, width = (math.ceil(side / multiple) * multiple for side in operator.image_size)
+        return operator if (height, width) == operator.image_size else Canvas(operator, (height, width))
+
+    def set_invertible(self, invertible: Invertible) -> None:
+        """Which levels keep no activations; see `IDMConfig`."""
+        self.wiring.sequence.invertible = invertible in ("both", "steps")
+        self.unet.set_invertible(invertible in ("both", "blocks"))
+
+    def all_v(self) -> list[Tensor]:
+        """The coupling weights of every invertible sequence."""
+        return [module.v for module in self.modules() if isinstance(module, InvertibleSequence)]
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Project the v's and alphas to where inversion is stable and every step is defined."""
+        self.alphas.clamp_(*ALPHA_RANGE)
+        stabilise(self)
+
+
+class IDMModule(ReconstructionModule):
+    """IDM for training: mean absolute error of the last step's image."""
+
+    name = "idm"
+    config_class = IDMConfig
+    without_effect = frozenset({"pretrained", "null_prompt", "invertible"})
+    network: IDM
+
+    def __init__(self, network: IDMConfig = IDMConfig(), training: Training = Training()) -> None:
+        """
+        Args:
+            network: architecture.
+            training: sampling, optimiser, schedule.
+        """
+        idm = IDM(network)
+        super().__init__(idm, idm.config, training)
+
+    def training_loss(
+        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+    ) -> Tensor:
+        estimate = self.network(y, operator, generator).float()
+        # Here and not before: under FSDP each process holds whole weights from the forward pass on.
+        self.log("train/smallest_v", torch.cat(self.network.all_v()).min())
+        self.log("train/largest_alpha", self.network.alphas.max())
+        return F.l1_loss(estimate, x)
+
+    def configure_model(self) -> None:
+        """Under the strategy `FSDP`, split the network and its moving average over the processes."""
+        mesh = self.device_mesh
+        if mesh is None or isinstance(self.network, FSDPModule):
+            return
+        shard(self.network, mesh)
+        if self.ema is not None:
+            shard(self.ema.module, mesh)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        # Once for all images, of which the processes may have different numbers.
+        gather(self.evaluated_network)
+
+    def on_validation_epoch_end(self) -> None:
+        release(self.evaluated_network)
+        super().on_validation_epoch_end()
+
+    def constrain(self) -> None:
+        self.network.constrain()
+
+    @overload
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[True]) -> list[Tensor]: ...
+
+    @torch.no_grad()
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: bool = False) -> Tensor | list[Tensor]:
+        """As in the base class, but a network for colour takes the channels together."""
+        if return_all:
+            return super().reconstruct(y, operator, True)
+        if self.config.channels == 1:
+            return super().reconstruct(y, operator)
+        self.accepts(operator)
+        return self.evaluated_network.eval()(y, operator).float()
+
+
+# From the authors' names to ours, one substitution after the other. Their state dicts hold every wired layer twice,
+# under its name in the U-Net and as the body of its wiring; the second tells its place in the sequence.
+OFFICIAL_NAMES = (
+    (r"^alpha$", "alphas"),
+    (r"^body\.(\d+)\.v$", r"wiring.sequence.v.\1"),
+    (r"\brev_module_lists\.(\d+)\.(\d+)\.v$", r"groups.\1.v.\2"),
+    (r"\brev_module_lists\.(\d+)\.(\d+)\.body\.", r"groups.\1.layers.\2."),
+    (r"\brev_module_list\.(\d+)\.v$", r"wired.sequence.v.\1"),
+    (r"\brev_module_list\.(\d+)\.body\.", r"wired.sequence.layers.\1."),
+    (r"\binput_help_scale_factor$", "input_scale"),
+    (r"\bmerge_scale_factor(s?)$", r"output_scale\1"),
+    (r"^(input|output)_scale$", r"wiring.\1_scale"),
+    (r"^(unet\.up_blocks\.\d+)\.(input|output)_scale$", r"\1.wired.\2_scale"),
+    (r"^(unet\.down_blocks\.1)\.resnets\.0\.", r"\1.entry."),
+    (r"^(unet\.up_blocks\.\d+)\.resnets\.0\.", r"\1.entry.resnet."),
+    (r"\b(up|down)samplers\.0\.", r"\1sampler."),
+    (r"\b(layers\.\d+)\.(norm|proj_in|proj_out|transformer_blocks)\.", r"\1.transformer.\2."),
+    (r"^(unet\.up_blocks\.\d+\.wired\.sequence\.layers\.\d+)\.(norm\d|conv\w+)\.", r"\1.resnet.\2."),
+    (r"\bf2i\.(\d+)\.1\.", r"to_image.\1."),
+    (r"\bi2f\.(\d+)\.0\.", r"to_features.\1."),
+)
+
+
+def import_idm_state(state: Mapping[str, Tensor]) -> IDMModule:
+    """An IDM with weights in the layout of the authors' code: pruned, with injectors, for luminance.
+
+    No released file was at hand; the layout is that of a state dict of the published code. What shapes do not
+    tell is taken from Stable Diffusion v1.5: 8 attention heads, 32 groups in each normalisation. The sampling
+    matrix is not part of such files.
+
+    Args:
+        state: tensors by their official names.
+
+    Raises:
+        UserError: if names are missing or unknown, or shapes do not fit.
+    """
+    found: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    for official, value in state.items():
+        name = official
+        for pattern, replacement in OFFICIAL_NAMES:
+            name = re.sub(pattern, replacement, name)
+        sequence, _, number = name.rpartition(".v.")
+        if sequence:
+            parts.setdefault(f"{sequence}.v", {})[int(number)] = value
+        elif not re.search(r"\.(resnets|attentions|injectors)\.", name):
+            found[name] = value.reshape(1) if name.endswith("_scale") else value
+    found |= {name: torch.cat([value for _, value in sorted(numbered.items())]) for name, numbered in parts.items()}
+
+    module = IDMModule(_official_config(found), Training(sampling=Sampling(kind="structured", block_size=32)))
+    check_weights(module.network.state_dict(), found, "the weights do not fit IDM")
+    module.network.load_state_dict(found)
+    return module
+
+
+def _official_config(state: Mapping[str, Tensor]) -> IDMConfig:
+    """The architecture that weights under our names belong to."""
+    try:
+        shallow = len(state["unet.conv_in.weight"])
+        middle, decoder_input = (
+            state[f"unet.{block}.conv1.weight"].shape[i]
+            for block, i in (("down_blocks.1.entry", 0), ("up_blocks.0.entry.resnet", 1))
+        )
+        kernel = state["unet.up_blocks.0.wired.sequence.layers.0.to_image.0.weight"].shape[-1]
+        steps = len(state["alphas"])
+    except KeyError as error:
+        raise UserError(f"these are no IDM weights in the authors' layout: nothing in them gives {error}") from error
+    deep = decoder_input - middle
+    widths = (shallow, middle, deep, deep)
+    return IDMConfig(steps, unet={"block_out_channels": widths}, injector_kernel=3 if kernel == 3 else 1)

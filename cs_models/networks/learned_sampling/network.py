@@ -1,0 +1,167 @@
+"""What networks with learned sampling share: an initial estimate, a trunk that refines it, and their training.
+
+Both switches come from Chen et al., "Invertible Diffusion Models for Compressed Sensing", TPAMI 2025, Sec. 4.4 and
+Table 6: injectors after every block of the trunk, and invertible wiring of the trunk.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from cs_models.errors import UserError
+from cs_models.networks.injector import Injector
+from cs_models.networks.invertible import Context, Wired, stabilise
+from cs_models.operators import BlockOperator, MeasurementOperator, Sampling
+from cs_models.operators.learned import LearnedBlocks
+from cs_models.operators.matrices import tensor_sha256
+from cs_models.reconstruction import ReconstructionModule, Training
+
+
+class Sensing(nn.Module):
+    """Learned sampling A and the learned linear way back, which stands for ``A^+``.
+
+    Attributes:
+        sampling: A.
+        back: maps measurements ``(N, M, h, w)`` of h x w blocks to images ``(N, 1, h B, w B)``, linearly.
+    """
+
+    def __init__(self, sampling: LearnedBlocks, back: nn.Module) -> None:
+        super().__init__()
+        self.sampling = sampling
+        self.back = back
+
+    def initial(self, y: Tensor, operator: BlockOperator) -> Tensor:
+        """The initial estimate ``A^+ y`` of whole blocks ``(N, 1, H, W)``, in float32 even under autocast."""
+        with torch.autocast(y.device.type, enabled=False):
+            return self.back(rearrange(y, "n 1 (h w) m -> n m h w", h=operator.grid[0]))
+
+    def normal(self, x: Tensor) -> Tensor:
+        """``A^+ A x`` of images of whole blocks ``(N, 1, H, W)``."""
+        operator = BlockOperator(self.sampling.matrix(), (x.shape[-2], x.shape[-1]))
+        return self.initial(operator(x), operator)
+
+
+class Trunk(nn.Module):
+    """Blocks in a row that keep the number of features, with an injector after each of them, and wired, if wanted."""
+
+    def __init__(self, blocks: Sequence[nn.Module], features: int, injectors: bool, wired: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for block in blocks:
+            layers.append(block)
+            if injectors:
+                layers.append(Injector(features, scale=1, steps=1))
+        self.wired = Wired(layers) if wired else None
+        self.plain = None if wired else nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, sensing: Sensing, initial: Tensor) -> Tensor:
+        """Refine features.
+
+        Args:
+            x: ``(N, C, H, W)``.
+            sensing: what injectors see images through.
+            initial: ``A^+ y``.
+        """
+        layers = self.plain if self.wired is None else self.wired.sequence.layers
+        assert layers is not None
+        contexts: list[Context] = [(0, sensing, initial) if isinstance(layer, Injector) else () for layer in layers]
+        if self.wired is not None:
+            return self.wired(x, contexts)
+        for layer, context in zip(layers, contexts, strict=True):
+            x = layer(x, *context)
+        return x
+
+
+class LearnedSamplingNetwork(nn.Module, ABC):
+    """A network that reconstructs from its own sampling: an initial linear estimate and what refines it."""
+
+    sensing: Sensing
+
+    @abstractmethod
+    def refine(self, initial: Tensor) -> Tensor:
+        """The final from the initial estimate, both ``(N, 1, H, W)`` of whole blocks."""
+
+    def estimates(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, Tensor]:
+        """Final and initial estimate ``(N, 1, H, W)``.
+
+        Args:
+            y: measurements ``(N, 1, L, M)`` of one-channel images.
+            operator: the network's own sampling, which measured.
+        """
+        assert isinstance(operator, BlockOperator)
+        initial = self.sensing.initial(y, operator)
+        return operator.crop(self.refine(initial)), operator.crop(initial)
+
+    def forward(self, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        """The reconstruction ``(N, 1, H, W)``."""
+        return self.estimates(y, operator)[0]
+
+
+class LearnedSamplingModule(ReconstructionModule):
+    """A network with learned sampling for training; it works with its own operator only, at one ratio."""
+
+    network: LearnedSamplingNetwork
+
+    def __init__(self, network: LearnedSamplingNetwork, config: Any, training: Training) -> None:
+        super().__init__(network, config, training)
+        if training.sampling.noise_sigma:
+            raise UserError(f"{self.name} learns its sampling without noise; leave sampling.noise_sigma at 0")
+
+    def training_operator(self, image_size: tuple[int, int]) -> MeasurementOperator:
+        return self.network.sensing.sampling.operator(image_size)
+
+    @torch.no_grad()
+    def natural_operator(
+        self, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
+    ) -> MeasurementOperator:
+        sampling = self._evaluated_sampling
+        if abs(ratio - sampling.ratio) > 1e-6:
+            raise UserError(f"this {self.name} learned its sampling for ratio {sampling.ratio:g} alone, not {ratio:g}")
+        source = {"carried_by": "checkpoint", "sha256": tensor_sha256(sampling.matrix())}
+        return sampling.operator(image_size, noise_sigma, source)
+
+    def accepts(self, operator: MeasurementOperator) -> None:
+        own = self._evaluated_sampling.matrix()
+        if not (
+            isinstance(operator, BlockOperator)
+            and operator.matrix.shape == own.shape
+            and torch.allclose(operator.matrix.to(own), own, atol=1e-6)
+        ):
+            raise UserError(
+                f"this {self.name} reconstructs from the sampling that it learned, which its checkpoint carries "
+                f"(ratio {self._evaluated_sampling.ratio:g}); it takes no other operator"
+            )
+
+    @property
+    def _evaluated_sampling(self) -> LearnedBlocks:
+        network = self.evaluated_network
+        assert isinstance(network, LearnedSamplingNetwork)
+        return network.sensing.sampling
+
+    def constrain(self) -> None:
+        self.network.sensing.sampling.constrain()
+        stabilise(self.network)
+
+
+def learned_ratio(sampling: Sampling, name: str) -> float:
+    """The one ratio that a network learns its sampling for.
+
+    Raises:
+        UserError: if the sampling names several, or no blocks.
+    """
+    if len(sampling.ratios) != 1 or sampling.kind != "block":
+        raise UserError(
+            f"{name} learns the sampling of blocks for one ratio: give one in sampling.ratios, and kind 'block'"
+        )
+    return sampling.ratios[0]
+
+
+def conv(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)

@@ -1,0 +1,257 @@
+"""ISTA-Net, ISTA-Net+ and RISTA-Net+, for block sampling and for MRI.
+
+ISTA-Net(+): Zhang, Ghanem, "ISTA-Net: Interpretable Optimization-Inspired Deep Network for Image Compressive
+Sensing", CVPR 2018. RISTA-Net+: "Recursions Are All You Need: Towards Efficient Deep Unfolding Networks", 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from cs_models.errors import UserError
+from cs_models.networks.unfolding.modulation import RFMU, channel_gains
+from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
+from cs_models.operators import BlockOperator, MeasurementOperator
+from cs_models.operators.matrices import rows_for_ratio
+from cs_models.reconstruction import ReconstructionModule, Training
+from cs_models.solvers.linear import linear_estimator
+
+
+@dataclass(frozen=True)
+class ISTANetConfig:
+    """Architecture of the ISTA-Net family.
+
+    Attributes:
+        variant: "plus" (ISTA-Net+, with D, G and the skip) or "basic" (ISTA-Net).
+        layers: phases.
+        features: channels of the convolutions.
+        iterations_per_layer: how often each phase is applied; once where it is not given.
+        modulation: "rfmu" scales the features after D and before G by two recursive units (RISTA-Net+); it
+            needs the "plus" variant.
+        start: "linear" starts from ``Q_init y``, the linear estimate of least mean squared error over the
+            training blocks, and fixes the sampling matrix; "adjoint" from ``A^T y`` (MRI).
+        rows: M of a matrix that does not come from training here (released weights); where it is not given, the
+            rule's number for the ratio.
+    """
+
+    variant: Literal["basic", "plus"] = "plus"
+    layers: int = 9
+    features: int = 32
+    iterations_per_layer: tuple[int, ...] | None = None
+    modulation: Literal["none", "rfmu"] = "none"
+    start: Literal["linear", "adjoint"] = "linear"
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.modulation == "rfmu" and self.variant == "basic":
+            raise UserError("modulation 'rfmu' scales the features after D, which variant 'basic' lacks; use 'plus'")
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    nn.init.xavier_normal_(conv.weight)
+    return conv
+
+
+def shrink(s: Tensor, threshold: Tensor) -> Tensor:
+    """``sign(s) max(|s| - threshold, 0)`` (Eq. 11); trained thresholds can be negative, and then it expands."""
+    if s.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        # Fewer passes over memory. On other devices reading the threshold would wait for them.
+        level = float(threshold)
+        if level < 0:  # |s| - threshold is positive everywhere
+            return torch.sub(s, torch.sign(s), alpha=level)
+        return F.softshrink(s, level)
+    return torch.sign(s) * F.relu(s.abs() - threshold)
+
+
+class Phase(nn.Module):
+    """One phase: sparsify by F, shrink softly, return by F~ (Eq. 8-13 of the paper)."""
+
+    def __init__(self, features: int, plus: bool) -> None:
+        super().__init__()
+        self.step_size = nn.Parameter(torch.tensor(0.5))
+        self.threshold = nn.Parameter(torch.tensor(0.01))
+        outer = features if plus else 1
+        self.extract = _conv(1, features) if plus else None
+        self.forward1 = _conv(outer, features)
+        self.forward2 = _conv(features, features)
+        self.backward1 = _conv(features, features)
+        self.backward2 = _conv(features, outer)
+        self.gather = _conv(features, 1) if plus else None
+
+    def sparsify(self, d: Tensor) -> Tensor:
+        """F."""
+        return self.forward2(F.relu(self.forward1(d), inplace=True))
+
+    def restore(self, s: Tensor) -> Tensor:
+        """F~, trained towards the left inverse of F."""
+        return self.backward2(F.relu(self.backward1(s), inplace=True))
+
+    def forward(self, r: Tensor, gains: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Refine the gradient step r ``(N, 1, H, W)``.
+
+        Args:
+            r: gradient step.
+            gains: gains ``(2, C)`` of the features after D and before G, or None.
+
+        Returns:
+            the estimate x, and d and ``F d`` for the symmetry residual ``F~ F d - d``.
+        """
+        d = r if self.extract is None else self.extract(r)
+        if gains is not None:
+            d = d * channel_gains(gains[0]).to(d.dtype)
+        s = self.sparsify(d)
+        restored = self.restore(shrink(s, self.threshold.to(s.dtype)))
+        if gains is not None:
+            restored = restored * channel_gains(gains[1]).to(restored.dtype)
+        x = restored if self.gather is None else r + self.gather(restored)
+        return x, d, s
+
+
+class ISTANet(UnfoldingNetwork):
+    """The network. It is trained for one matrix: with `start` "linear" it holds that matrix's ``Q_init``."""
+
+    q_init: Tensor
+
+    def __init__(self, config: ISTANetConfig = ISTANetConfig(), rows: int = 0, n: int = 0) -> None:
+        """
+        Args:
+            config: architecture.
+            rows: M of the matrix, for ``Q_init`` ``(n, M)``.
+            n: pixels of a block.
+        """
+        super().__init__()
+        self.domain = "blocks"
+        self.start = config.start
+        plus = config.variant == "plus"
+        self.layers = nn.ModuleList(Phase(config.features, plus) for _ in range(config.layers))
+        self.iterations_per_layer = check_schedule(config.iterations_per_layer or (1,) * config.layers, config.layers)
+        total = sum(self.iterations_per_layer)
+        units = 2 if config.modulation == "rfmu" else 0
+        self.modulation = nn.ModuleList(RFMU(config.features, total, with_ratio=False) for _ in range(units))
+        self.of_one_matrix: tuple[str, ...] = ()
+        if config.start == "linear":
+            self.register_buffer("q_init", torch.zeros(n, rows))
+            self.of_one_matrix = ("q_init",)
+
+    def initial(self, problem: Problem) -> Tensor:
+        if self.start == "adjoint":
+            return problem.aty
+        with torch.autocast(problem.y.device.type, enabled=False):
+            pixels = problem.y @ self.q_init.to(problem.y.dtype).T
+        return pixels.reshape(problem.aty.shape)
+
+    def conditions(self, problem: Problem, schedule: tuple[int, ...]) -> list[Tensor]:
+        """Gains ``(2, C)`` of each iteration; empty without modulation."""
+        if not self.modulation:
+            return super().conditions(problem, schedule)
+        units = [unit(problem.ratio, sum(schedule)) for unit in self.modulation]
+        return list(torch.stack(units, dim=1))
+
+    def iteration(self, x: Tensor, layer: nn.Module, condition: Tensor, problem: Problem) -> Tensor:
+        assert isinstance(layer, Phase)
+        r = problem.gradient_step(x, layer.step_size)
+        x, d, s = layer(r, condition if self.modulation else None)
+        if self.training:
+            # The symmetry branch costs a third of a phase and has no part in the reconstruction.
+            problem.penalties.append((layer.restore(s) - d).float().square().mean())
+        return x
+
+
+class ISTANetModule(ReconstructionModule):
+    """The ISTA-Net family for training: squared error of the last phase + 0.01 x symmetry residuals (Eq. 14).
+
+    One network serves one matrix, which the checkpoint carries; ``Q_init`` is estimated from training patches
+    when training starts.
+    """
+
+    name = "ista_net"
+    config_class = ISTANetConfig
+    symmetry_weight = 0.01
+    patches_for_start = 20_000
+    _no_matrix = (
+        "this ISTA-Net checkpoint carries no sampling matrix, and the network works with its own only; "
+        "import it again with --phi and --qinit"
+    )
+
+    def __init__(self, network: ISTANetConfig = ISTANetConfig(), training: Training = Training()) -> None:
+        """
+        Args:
+            network: architecture.
+            training: sampling, loss, optimiser, schedule.
+
+        Raises:
+            UserError: if the sampling has several ratios or matrices.
+        """
+        sampling = training.sampling
+        if len(sampling.ratios) != 1 or sampling.matrices_per_ratio != 1:
+            raise UserError(
+                "ISTA-Net(+) is trained for one ratio and one matrix: give one sampling ratio, matrices_per_ratio 1"
+            )
+        if network.start == "linear" and sampling.kind != "block":
+            raise UserError(f"start 'linear' needs block sampling, not '{sampling.kind}'; use start 'adjoint'")
+        n = sampling.block_size**2
+        rows = network.rows or rows_for_ratio(sampling.ratios[0], n)
+        super().__init__(ISTANet(network, rows, n), network, training)
+        if network.start == "linear" and network.rows is None:
+            self.carried.add_matrix(self.bank.matrix(sampling.ratios[0]))
+
+    def accepts(self, operator: MeasurementOperator) -> None:
+        if self.config.start == "adjoint":
+            if isinstance(operator, BlockOperator):
+                raise UserError("this ISTA-Net+ was trained for MRI; it takes Fourier sampling, not blocks")
+            return
+        matrices = list(self.carried.buffers())
+        if not matrices:
+            raise UserError(self._no_matrix)
+        if not (
+            isinstance(operator, BlockOperator)
+            and operator.matrix.shape == matrices[0].shape
+            and torch.allclose(operator.matrix.cpu(), matrices[0].cpu(), atol=1e-6)
+        ):
+            raise UserError(
+                f"this ISTA-Net was trained for one matrix, which its checkpoint carries "
+                f"(ratio {self.carried.ratios()[0]:g}); it takes no other operator"
+            )
+
+    def natural_operator(
+        self, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
+    ) -> MeasurementOperator:
+        carried = self.carried.operator(ratio, image_size, noise_sigma)
+        if carried is not None:
+            return carried
+        if self.config.start == "adjoint":
+            return super().natural_operator(ratio, image_size, seed, noise_sigma)
+        if not self.carried.shapes():
+            raise UserError(self._no_matrix)
+        raise UserError(
+            f"this ISTA-Net was trained for ratio {self.carried.ratios()[0]:g} alone; it has no matrix for {ratio:g}"
+        )
+
+    def on_fit_start(self) -> None:
+        network = self.network
+        assert isinstance(network, ISTANet)
+        if self.config.start == "adjoint" or bool(network.q_init.any()):
+            return
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        patches = datamodule.training_patches(self.patches_for_start, self.training_options.sampling.seed)
+        size = self.training_options.sampling.block_size
+        blocks = rearrange(patches[..., :size, :size].double() / 255, "k c h w -> (k c) (h w)")
+        estimate = linear_estimator(next(self.carried.buffers()).cpu(), blocks.T @ blocks / len(blocks))
+        network.q_init.copy_(estimate)
+        if self.ema is not None:
+            self.ema.module.q_init.copy_(estimate)
+
+    def training_loss(
+        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+    ) -> Tensor:
+        assert isinstance(self.network, ISTANet)
+        run = self.network.unfold(y, operator, self.training_schedule(), self.training_options.loss_on == "all")
+        error = torch.stack([F.mse_loss(iterate.float(), x) for iterate in run.iterates]).mean()
+        return error + self.symmetry_weight * torch.stack(run.penalties).sum()

@@ -1,0 +1,199 @@
+"""What the convex solvers share: the loop with its stopping rule, and the proximal map of the data term."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cs_models.operators.base import MatrixOperator, MeasurementOperator
+from cs_models.reconstruction import Solution
+from cs_models.solvers.base import IterativeSolver
+
+State = tuple[Tensor, ...]
+"""Tensors whose first dimension is the image; the first of them is the estimate."""
+
+Step = Callable[[State], tuple[State, Tensor]]
+"""One iteration: the next state, and how far each image is from a fixed point ``(N,)``."""
+
+
+@dataclass(kw_only=True)
+class ConvexSolver(IterativeSolver):
+    """A solver that iterates until each image has settled.
+
+    Attributes:
+        iterations: the most iterations.
+        tolerance: an image is finished when its relative change (each solver says of what) is at most this;
+            0 runs all iterations.
+
+    Raises:
+        UserError: for settings outside their range.
+    """
+
+    iterations: int = 200
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.iterations >= 1, "iterations", "at least 1")
+        self._require(self.tolerance >= 0, "tolerance", "0 or more")
+
+    def _iterate(self, state: State, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Repeat a step; an image that has settled leaves the batch, so the others do not change its result.
+
+        Returns:
+            Estimates ``(N, ...)``, iterations ``(N,)`` and whether the tolerance was met ``(N,)``.
+        """
+        active = torch.arange(len(state[0]), device=state[0].device)
+        iterations = torch.zeros_like(active)
+        converged = torch.zeros_like(active, dtype=torch.bool)
+        places, estimates = [], []
+        with self.run(self.iterations) as run:
+            for iteration in range(1, self.iterations + 1):
+                if len(active) == 0 or not run.step():
+                    break
+                state, change = step(state)
+                iterations[active] = iteration
+                settled = change <= self.tolerance
+                if bool(settled.any()):
+                    converged[active[settled]] = True
+                    places.append(active[settled])
+                    estimates.append(state[0][settled])
+                    active, state = active[~settled], tuple(part[~settled] for part in state)
+        order = torch.cat([*places, active]).argsort()
+        return torch.cat([*estimates, state[0]])[order], iterations, converged
+
+
+def solution(x: Tensor, y: Tensor, operator: MeasurementOperator, iterations: Tensor, converged: Tensor) -> Solution:
+    """A `Solution` with the relative residual of its images."""
+    return Solution(x, iterations, relative(operator(x) - y, y), converged)
+
+
+def image_norm(x: Tensor) -> Tensor:
+    """Euclidean norm of everything that belongs to one image: ``(N, ...)`` to ``(N,)``, real."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def image_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Real inner product for each image: ``(N, ...)`` and ``(N, ...)`` to ``(N,)``."""
+    # Unlike vecdot, einsum keeps no product of the size of the images.
+    return torch.einsum("nk,nk->n", a.flatten(1).conj(), b.flatten(1)).real
+
+
+def relative(change: Tensor, reference: Tensor) -> Tensor:
+    """Norm of a change ``(N, ...)`` as a share of the norm of a reference ``(N, ...)``; 0 where nothing changes."""
+    norm = image_norm(reference)
+    return image_norm(change) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def per_image(factor: Tensor, like: Tensor) -> Tensor:
+    """Factors ``(N,)`` in a shape that broadcasts against ``(N, ...)``."""
+    return factor.view(-1, *[1] * (like.ndim - 1))
+
+
+def constant_image(y: Tensor, operator: MeasurementOperator) -> Tensor:
+    """The images of one grey value a channel that explain the measurements best, ``(N, C, H, W)``.
+
+    From a black image, solvers spend most of their iterations on finding the mean brightness.
+    """
+    white = torch.ones(1, 1, *operator.image_size, dtype=y.real.dtype, device=y.device)
+    measured = operator(white).flatten(2)
+    energy = measured.abs().square().sum(-1)
+    # 0 for masks of the spectrum that leave the mean out, whose best grey value is anything: black.
+    brightness = (measured.conj() * y.flatten(2)).sum(-1).real / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+    return brightness[..., None, None] * white
+
+
+def operator_norm_squared(operator: MeasurementOperator) -> float:
+    """An upper bound, tight for matrices and orthonormal rows, of ``|A|^2``, the largest eigenvalue of ``A^T A``."""
+    if isinstance(operator, MatrixOperator):
+        return float(torch.linalg.matrix_norm(operator.matrix.double(), ord=2)) ** 2
+    if has_orthonormal_rows(operator):
+        return 1.0
+    x = _probe(operator)
+    for _ in range(30):
+        x = operator.normal(x / x.norm())
+    return float(x.norm()) * 1.02  # power iteration approaches from below
+
+
+def has_orthonormal_rows(operator: MeasurementOperator) -> bool:
+    """Whether ``A A^T y = y``, tried on the measurements of one random image."""
+    y = operator(_probe(operator))
+    return bool(torch.linalg.vector_norm(operator(operator.adjoint(y)) - y) < 1e-4 * torch.linalg.vector_norm(y))
+
+
+def _probe(operator: MeasurementOperator) -> Tensor:
+    dtype = next((buffer.dtype for buffer in operator.buffers() if buffer.is_floating_point()), torch.float32)
+    probe = torch.randn(1, 1, *operator.image_size, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    return probe.to(next(operator.buffers()).device)
+
+
+class DataProximal:
+    """``argmin_w |A w - y|^2 / 2 + rho / 2 |w - v|^2``, which is ``v + A^T (A A^T + rho I)^-1 (y - A v)``.
+
+    Works on images of the operator's `padded_size`, where every block is whole. The inverse is a small matrix for
+    operators with a matrix, a number for orthonormal rows, and conjugate gradients for the others.
+    """
+
+    def __init__(self, operator: MeasurementOperator, rho: float) -> None:
+        self.operator = operator.padded()
+        self.rho = rho
+        self._inverse: Tensor | float | None = None
+        if isinstance(operator, MatrixOperator) and not operator.orthonormal:
+            matrix = operator.matrix.double()
+            identity = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
+            self._inverse = torch.linalg.inv(matrix @ matrix.T + rho * identity).to(operator.matrix)
+        elif isinstance(operator, MatrixOperator) or has_orthonormal_rows(operator):
+            self._inverse = 1 / (1 + rho)
+
+    def __call__(self, v: Tensor, y: Tensor) -> Tensor:
+        """The minimiser ``(N, C, H, W)`` for v ``(N, C, H, W)`` and measurements y."""
+        residual = y - self.operator(v)
+        if self._inverse is None:
+            weights = conjugate_gradients(self._gram, residual)
+        elif isinstance(self._inverse, Tensor):
+            weights = residual @ self._inverse
+        else:
+            weights = residual * self._inverse
+        return self.operator.adjoint(weights).add_(v)
+
+    def _gram(self, k: Tensor) -> Tensor:
+        return self.operator(self.operator.adjoint(k)) + self.rho * k
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    right: Tensor,
+    iterations: int = 20,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """Solve ``M k = right`` for each image of a batch ``(N, ...)``.
+
+    Args:
+        apply: k -> M k, symmetric and positive definite.
+        right: right-hand sides.
+        iterations: at most; how near they come depends on the condition of M.
+        precondition: k -> about ``M^-1 k``, symmetric and positive definite.
+        tolerance: an image is left as it is once the norm of its residual is at most this share of the right-hand
+            side's.
+    """
+    k, residual = torch.zeros_like(right), right
+    direction = right if precondition is None else precondition(right)
+    energy = image_dot(residual, direction)
+    tiny = torch.finfo(energy.dtype).tiny
+    for _ in range(iterations):
+        # What an image has reached must not depend on its neighbours in the batch.
+        active = relative(residual, right) > tolerance
+        if not active.any():
+            break
+        mapped = apply(direction)
+        step = torch.where(active, energy / image_dot(direction, mapped).clamp_min(tiny), 0)
+        k, residual = k + per_image(step, right) * direction, residual - per_image(step, right) * mapped
+        turned = residual if precondition is None else precondition(residual)
+        following = image_dot(residual, turned)
+        direction = turned + per_image(following / energy.clamp_min(tiny), right) * direction
+        energy = following
+    return k

@@ -1,0 +1,157 @@
+"""The l1 problem that ISTA, FISTA, LASSO and OWL-QN minimise.
+
+``F(s) = |A D s - b|^2 + sum_k C_k |s_k|``, with x = D s the image on the scale 0 .. 255, b its measurements and D an
+orthonormal transform. Inside, images are in [0, 1]: F is 255^2 times the same with ``C_k / 255``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cs_models.errors import UserError
+from cs_models.operators.base import MeasurementOperator
+from cs_models.reconstruction import Solution
+from cs_models.solvers.base import check_measurements
+from cs_models.solvers.convex import ConvexSolver, constant_image, image_norm, operator_norm_squared, solution
+from cs_models.transforms.dct import BlockDCT2d, DCT2d, OrthonormalTransform
+from cs_models.transforms.wavelets import Wavelet2d
+
+PEAK = 255.0
+
+
+def make_transform(name: str) -> OrthonormalTransform:
+    """A 2-D transform from the words of the command line.
+
+    Args:
+        name: ``dct`` of the whole image, ``dct8`` of 8x8 blocks (or another size), or an orthogonal wavelet, such as
+            ``db4``.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if name == "dct":
+        return DCT2d()
+    if name.startswith("dct") and name[3:].isdecimal() and int(name[3:]) > 0:
+        return BlockDCT2d(int(name[3:]))
+    return Wavelet2d(name)
+
+
+def radial_frequency(image_size: tuple[int, int], like: Tensor) -> Tensor:
+    """``sqrt((i / H)^2 + (j / W)^2)`` of the 2-D DCT's coefficient (i, j): ``(H, W)``, from 0 to nearly sqrt 2."""
+    height, width = image_size
+    rows = torch.arange(height, dtype=like.dtype, device=like.device) / height
+    columns = torch.arange(width, dtype=like.dtype, device=like.device) / width
+    return torch.hypot(rows[:, None], columns)
+
+
+@dataclass(frozen=True)
+class L1Problem:
+    """F for one batch of measurements, with its pieces for solvers. Everything on the scale of [0, 1].
+
+    Attributes:
+        operator: A.
+        transform: D.
+        threshold: ``C / 255``, a number or ``(H, W)``.
+        lipschitz: bound of the Lipschitz constant of the gradient of the data term, ``2 |A|^2``.
+    """
+
+    operator: MeasurementOperator
+    transform: OrthonormalTransform
+    threshold: float | Tensor
+    lipschitz: float
+
+    def residual(self, s: Tensor, y: Tensor) -> Tensor:
+        """``A D s - y``."""
+        return self.operator(self.transform.synthesis(s)) - y
+
+    def start(self, y: Tensor) -> Tensor:
+        """Coefficients of the best image of one grey value."""
+        return self.transform.analysis(constant_image(y, self.operator))
+
+    def gradient(self, residual: Tensor) -> Tensor:
+        """Gradient of the data term ``2 D^T A^T r`` where the residual is r."""
+        return self.transform.analysis(self.operator.adjoint(residual)).mul_(2)
+
+    def value(self, s: Tensor, residual: Tensor) -> Tensor:
+        """F of each image ``(N,)``, on the scale of [0, 1]."""
+        return image_norm(residual).square() + s.abs().mul_(self.threshold).flatten(1).sum(1)
+
+    def descend(self, s: Tensor, gradient: Tensor) -> Tensor:
+        """A proximal gradient step of length ``1 / lipschitz`` from s; takes over the gradient's memory."""
+        return soft_threshold(gradient.div_(-self.lipschitz).add_(s), self.threshold / self.lipschitz)
+
+
+def soft_threshold(values: Tensor, threshold: float | Tensor) -> Tensor:
+    """Values moved towards 0 by the threshold, and to 0 where they are closer."""
+    if isinstance(threshold, Tensor):
+        return torch.clamp(values, -threshold, threshold).neg_().add_(values)
+    return F.softshrink(values, threshold)
+
+
+@dataclass(kw_only=True)
+class L1Solver(ConvexSolver):
+    """Base of the solvers of the l1 problem.
+
+    `tolerance` bounds the step that a proximal gradient iteration would make, relative to the norm of s.
+
+    Attributes:
+        weight: C, for images on the scale 0 .. 255. With `by_frequency` it is the penalty of one cycle in two
+            pixels: ``C_k = weight * radial_frequency_k``, and the mean brightness is free.
+        transform: ``dct``, ``dct8`` (8x8 blocks) or an orthogonal wavelet, see `make_transform`.
+        by_frequency: penalise high frequencies more, for ``transform=dct``.
+
+    Raises:
+        UserError: for settings outside their range.
+    """
+
+    weight: float = 5.0
+    transform: str = "dct"
+    by_frequency: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.weight > 0, "weight", "more than 0")
+        make_transform(self.transform)
+        if self.by_frequency and self.transform != "dct":
+            raise UserError(f"by_frequency needs transform=dct, the transform is {self.transform}")
+
+    def problem(self, y: Tensor, operator: MeasurementOperator) -> L1Problem:
+        """The problem that `solve` minimises, for measurements on the device of y."""
+        check_measurements(y, operator)
+        threshold: float | Tensor = self.weight / PEAK
+        if self.by_frequency:
+            threshold = threshold * radial_frequency(operator.image_size, y.real)
+        transform = make_transform(self.transform)
+        height, width = operator.image_size
+        if isinstance(transform, BlockDCT2d) and (height % transform.block_size or width % transform.block_size):
+            raise UserError(
+                f"transform={self.transform} needs sides that are multiples of {transform.block_size}, "
+                f"got {height}x{width}; use transform=dct or crop the image"
+            )
+        return L1Problem(operator, transform, threshold, 2 * operator_norm_squared(operator))
+
+    def objective(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        """F of each image ``(N,)``, on the scale 0 .. 255.
+
+        Args:
+            x: images ``(N, C, H, W)`` in [0, 1].
+            y: measurements, as ``operator(x)`` gives them.
+            operator: A.
+        """
+        problem = self.problem(y, operator)
+        return PEAK**2 * problem.value(problem.transform.analysis(x), operator(x) - y)
+
+    @torch.no_grad()
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        problem = self.problem(y, operator)
+        coefficients, iterations, converged = self._minimise(problem, y)
+        return solution(problem.transform.synthesis(coefficients), y, operator, iterations, converged)
+
+    @abstractmethod
+    def _minimise(self, problem: L1Problem, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coefficients ``(N, C, H, W)``, iterations ``(N,)``, converged ``(N,)``."""

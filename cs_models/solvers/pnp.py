@@ -1,0 +1,128 @@
+"""Plug-and-play ADMM: a denoiser in the place of the prior (Venkatakrishnan et al., GlobalSIP 2013)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cs_models.errors import UserError
+from cs_models.operators.base import MeasurementOperator
+from cs_models.reconstruction import Solution
+from cs_models.solvers.base import as_json, check_measurements
+from cs_models.solvers.convex import ConvexSolver, DataProximal, State, constant_image, relative, solution
+from cs_models.solvers.tv import pad_to
+from cs_models.transforms.dct import dct_matrix
+
+Denoiser = Callable[[Tensor, float], Tensor]
+"""Maps images ``(N, C, H, W)`` in [0, 1] and the standard deviation of their noise to cleaner images."""
+
+
+@dataclass(frozen=True)
+class DCTDenoiser:
+    """Hard thresholding of the DCT of all overlapping BxB blocks, which are then averaged: translation-invariant.
+
+    Attributes:
+        block_size: B.
+        threshold: in standard deviations of the noise.
+    """
+
+    block_size: int = 8
+    threshold: float = 3.0
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """Denoise images ``(N, C, H, W)``, each channel by itself.
+
+        Raises:
+            UserError: for images smaller than a block.
+        """
+        size = self.block_size
+        if min(x.shape[-2:]) < size:
+            raise UserError(f"the DCT denoiser needs images of at least {size}x{size}, got {x.shape[-2]}x{x.shape[-1]}")
+        basis = dct_matrix(size, x.dtype, x.device)
+        padded = F.pad(x, [size - 1] * 4, mode="reflect")
+        down = padded.unfold(-2, size, 1) @ basis.T
+        blended = torch.zeros_like(padded)
+        # One vertical frequency at a time: all of them together take B^2 times the memory of the image.
+        for frequency, row in enumerate(basis):
+            coefficients = down[..., frequency].unfold(-1, size, 1) @ basis.T
+            kept = F.hardshrink(coefficients, self.threshold * sigma)
+            if frequency == 0:
+                kept[..., 0] = coefficients[..., 0]
+            lines = overlap_add(kept @ basis, dim=-1)
+            blended += overlap_add(lines[..., None] * row, dim=-2)
+        return blended[..., size - 1 : 1 - size, size - 1 : 1 - size] / size**2
+
+
+def overlap_add(windows: Tensor, dim: int) -> Tensor:
+    """The adjoint of ``unfold(dim, B, 1)``: windows ``(..., B)`` summed where they lie, dim -1 or -2 of the result."""
+    size = windows.shape[-1]
+    first = windows[..., 0]
+    shape = list(first.shape)
+    shape[dim] += size - 1
+    total = windows.new_zeros(shape)
+    for offset in range(size):
+        total.narrow(dim, offset, first.shape[dim]).add_(windows[..., offset])
+    return total
+
+
+@dataclass(kw_only=True)
+class PlugAndPlay(ConvexSolver):
+    """ADMM between the measurements and a denoiser, whose noise level falls geometrically over the iterations.
+
+    With noisy measurements the level ends at ``sigma_end + operator.noise_sigma``. `tolerance` bounds the difference
+    between the two copies of the image, as a share; the schedule is made for all iterations, so it is 0 by default.
+
+    Attributes:
+        denoiser: any callable of images ``(N, C, H, W)`` and a noise level, such as a network that takes the level;
+            None: `DCTDenoiser`.
+        sigma_start: noise level of the first iteration, images in [0, 1].
+        sigma_end: noise level of the last iteration.
+        rho: weight of the prior's copy against the measurements; smaller trusts the measurements more.
+    """
+
+    denoiser: Denoiser | None = None
+    sigma_start: float = 0.3
+    sigma_end: float = 0.004
+    rho: float = 0.3
+    iterations: int = 60
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.sigma_end > 0, "sigma_end", "more than 0")
+        self._require(self.sigma_start >= self.sigma_end, "sigma_start", f"at least sigma_end = {self.sigma_end}")
+        self._require(self.rho > 0, "rho", "more than 0")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings; a denoiser that is neither a dataclass nor a module is known by its name alone."""
+        return super().settings() | {"denoiser": as_json(self.denoiser or DCTDenoiser())}
+
+    @torch.no_grad()
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        check_measurements(y, operator)
+        denoiser = self.denoiser or DCTDenoiser()
+        proximal = DataProximal(operator, self.rho)
+        levels = iter(self.noise_levels(operator.noise_sigma))
+
+        def step(state: State) -> tuple[State, Tensor]:
+            x, dual, y = state
+            measured = proximal(pad_to(x, operator.padded_size) - dual, y) + dual
+            x = denoiser(operator.crop(measured), next(levels))
+            following = measured - pad_to(x, operator.padded_size)
+            return (x, following, y), relative(following - dual, x)
+
+        start = constant_image(y, operator)
+        dual = torch.zeros_like(pad_to(start, operator.padded_size))
+        x, iterations, converged = self._iterate((start, dual, y), step)
+        return solution(x, y, operator, iterations, converged)
+
+    def noise_levels(self, noise_sigma: float) -> list[float]:
+        """The denoiser's noise level in every iteration, for a standard deviation of the noise on y."""
+        end = self.sigma_end + noise_sigma
+        start = max(self.sigma_start, end)
+        return [start * (end / start) ** (k / max(1, self.iterations - 1)) for k in range(self.iterations)]

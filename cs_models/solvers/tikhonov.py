@@ -1,0 +1,60 @@
+"""The smoothest image that explains the measurements: quadratic (Tikhonov) reconstruction for any operator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cs_models.operators.base import MeasurementOperator
+from cs_models.solvers.convex import image_dot, per_image
+from cs_models.transforms.dct import DCT2d
+
+
+def smooth_image(y: Tensor, operator: MeasurementOperator, weight: float, iterations: int) -> Tensor:
+    """Minimises ``|A x - y|^2 + weight |differences of x|^2`` by preconditioned conjugate gradients.
+
+    The preconditioner is the inverse of the Laplacian, exact in the 2-D DCT. The first iterate is then the
+    back-projection made smooth, and some 40 iterations do for any operator, where plain conjugate gradients crawl
+    along the null space of A.
+
+    Args:
+        y: measurements ``(N, C, ...)``, of real images.
+        operator: what was measured.
+        weight: of the squared differences between neighbours.
+        iterations: how many; fewer mean a smoother image.
+
+    Returns:
+        Images ``(N, C, H, W)``.
+    """
+    transform = DCT2d()
+    x = torch.zeros_like(operator.adjoint(y))
+    laplacian = _laplacian_spectrum(x)
+    # Eigenvalues near 0, as that of the constant image, would let rounding errors grow from step to step.
+    regular = laplacian + 1e-3
+    regular[0, 0] = regular.flatten()[1:].min() if regular.numel() > 1 else 1
+    preconditioner = 1 / regular
+    tiny = torch.finfo(x.dtype).tiny
+
+    residual = operator.adjoint(y)
+    smooth = transform.synthesis(transform.analysis(residual) * preconditioner)
+    direction, size = smooth, image_dot(residual, smooth)
+    for _ in range(iterations):
+        curved = operator.normal(direction) + weight * transform.synthesis(transform.analysis(direction) * laplacian)
+        length = per_image(size / image_dot(direction, curved).clamp_min(tiny), x)
+        x = x + length * direction
+        residual = residual - length * curved
+        smooth = transform.synthesis(transform.analysis(residual) * preconditioner)
+        previous, size = size, image_dot(residual, smooth)
+        direction = smooth + per_image(size / previous.clamp_min(tiny), x) * direction
+    return x
+
+
+def _laplacian_spectrum(like: Tensor) -> Tensor:
+    """Eigenvalues ``(H, W)`` of the Laplacian in the 2-D DCT."""
+    rows, columns = (
+        2 - 2 * torch.cos(math.pi / length * torch.arange(length, dtype=like.dtype, device=like.device))
+        for length in like.shape[-2:]
+    )
+    return rows[:, None] + columns

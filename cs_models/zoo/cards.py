@@ -1,0 +1,197 @@
+"""The zoo's shelf: put a trained network into ``checkpoints/``, and write the cards that tell what it gives.
+
+``python -m cs_models.zoo.cards add runs/r_coast r_coast --hardware "one H200"`` copies the weights of a training with
+its configuration (`NAME.yaml`) and its log (`NAME.csv`). ``python -m cs_models.zoo.cards write OUT1 OUT2`` gathers the
+figures of the zoo's networks from results folders of `eval.py` in ``checkpoints/results.csv`` and writes
+``checkpoints/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from cs_models.errors import UserError
+from cs_models.evaluation.report.summary import Summary, summarise
+from cs_models.evaluation.report.tables import markdown_table
+from cs_models.evaluation.results import ResultsFile, to_text, write_table
+from cs_models.zoo.checkpoints import load_checkpoint, save_checkpoint
+from cs_models.zoo.methods import ZOO, zoo
+
+RESULTS = ZOO / "results.csv"
+COLUMNS = (
+    "method", "dataset", "ratio", "operator", "precision", "images", "psnr_db", "ssim", "published_psnr_db",
+    "difference_db", "source",
+)  # fmt: skip
+HEAD = """\
+# Networks that are trained here
+
+`eval.py --methods NAME` and `cs_models.load("NAME")` find them by name, `--methods zoo` means all of them. Beside each
+`NAME.safetensors` lie `NAME.yaml`, what it was trained with, and `NAME.csv`, validation during training. This page is
+written by `python -m cs_models.zoo.cards write OUT...` from results folders of `eval.py`. Training never saw Set11,
+CBSD68, or the bundled photographs.
+
+PSNR on the bundled photographs at each network's lowest ratio, over the steps of its last training:
+
+![PSNR over training steps](training.png)"""
+
+
+def add(run: Path, name: str, hardware: str, folder: Path = ZOO) -> Path:
+    """Copy what a training wrote into the zoo.
+
+    Args:
+        run: folder of the training, with `model.safetensors`, `config.yaml` and `metrics.csv`.
+        name: of the network in the zoo; a last part ``_10`` says that it is for 10 % alone.
+        hardware: what it was trained on, for the card.
+        folder: the zoo.
+
+    Raises:
+        UserError: if a file is missing or damaged.
+    """
+    module = load_checkpoint(run / "model.safetensors")
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        with (run / "metrics.csv").open(newline="") as file:
+            lines = [line for line in csv.DictReader(file) if line.get("val/psnr")]
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the training in {run}: {error}") from error
+    if not lines:
+        raise UserError(f"{run}/metrics.csv has no validation; train with a validation set")
+    module.provenance |= {"hardware": hardware}
+    path = save_checkpoint(module, folder / f"{name}.safetensors")
+    kept = {"model": config["model"], "data": config["data"], "trainer": config["trainer"]}
+    # Where files were on the machine of the training says nothing about the training.
+    kept["data"].pop("data_dir", None)
+    training = kept["model"].get("init_args", {}).get("training", {})
+    if training.get("start_from"):
+        training["start_from"] = Path(training["start_from"]).name
+    kept["trainer"] = {
+        key: kept["trainer"][key] for key in ("max_steps", "max_epochs", "precision", "gradient_clip_val")
+    }
+    path.with_suffix(".yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+    columns = ["step", *sorted(key for key in lines[0] if key.startswith("val/") and lines[0][key])]
+    write_table(path.with_suffix(".csv"), columns, [[line[column] for column in columns] for line in lines])
+    return path
+
+
+def write_cards(folders: Sequence[Path], folder: Path = ZOO) -> Path:
+    """Write ``results.csv`` and ``README.md`` of the zoo.
+
+    Args:
+        folders: results folders of `eval.py`; where they disagree the last one counts.
+        folder: the zoo.
+
+    Raises:
+        UserError: if a network of the zoo has no results.
+    """
+    rows = [row for out in folders for row in ResultsFile(out).rows()]
+    names = zoo(folder)
+    summaries = [summary for summary in summarise(rows) if summary.method in names]
+    missing = sorted(names.keys() - {summary.method for summary in summaries})
+    if missing:
+        raise UserError(f"no results for {', '.join(missing)}; run eval.py --methods zoo")
+    lines = [[to_text(asdict(summary)[column]) for column in COLUMNS] for summary in summaries]
+    write_table(folder / RESULTS.name, COLUMNS, lines)
+    cards = [card(name, files, [one for one in summaries if one.method == name]) for name, files in names.items()]
+    draw_training(names, folder / "training.png")
+    path = folder / "README.md"
+    path.write_text("\n\n".join([HEAD, *cards]) + "\n")
+    return path
+
+
+def draw_training(names: Mapping[str, Mapping[int | None, Path]], path: Path) -> None:
+    """Draw the validation PSNR of every network over its training steps, at the lowest of its ratios."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for weights in (file for files in names.values() for file in files.values()):
+        log = weights.with_suffix(".csv")
+        if not log.exists():
+            continue
+        with log.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        lowest = min(column for column in rows[0] if column.startswith("val/psnr_"))
+        steps = [int(row["step"]) + 1 for row in rows]
+        axes.plot(steps, [float(row[lowest]) for row in rows], marker="o", label=f"{weights.stem}, {lowest[9:]} %")
+    axes.set(xlabel="step", ylabel="PSNR in dB")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def card(name: str, files: dict[int | None, Path], summaries: Sequence[Summary]) -> str:
+    """What a network is, how it was trained, and what it gives."""
+    parts = [f"## {name}"]
+    for path in files.values():
+        module = load_checkpoint(path)
+        parameters = sum(parameter.numel() for parameter in module.network.parameters())
+        facts = [f"**{path.name}**: {parameters:,} parameters, {path.stat().st_size / 2**20:.1f} MiB"]
+        config = path.with_suffix(".yaml")
+        if config.exists():
+            facts.append(_training(yaml.safe_load(config.read_text()), module.provenance))
+        parts.append(". ".join(facts) + ".")
+    lines = [
+        [
+            one.dataset,
+            f"{one.ratio:g}",
+            one.operator,
+            one.precision,
+            str(one.images),
+            f"{one.psnr_db:.2f}",
+            f"{one.ssim:.4f}",
+            "" if one.published_psnr_db is None else f"{one.published_psnr_db:.2f}",
+            "" if one.difference_db is None else f"{one.difference_db:+.2f}",
+        ]
+        for one in summaries
+    ]
+    header = ["dataset", "ratio", "operator", "precision", "images", "PSNR in dB", "SSIM", "published", "difference"]
+    return "\n\n".join([*parts, markdown_table(header, lines)])
+
+
+def _training(config: dict[str, Any], provenance: dict[str, Any]) -> str:
+    data, earlier = config["data"], _earlier_steps(provenance)
+    return (
+        f"Trained on {' + '.join(data['train_sets'])}, {provenance['steps']:,} steps of {data['batch_size']} crops of "
+        f"{data['crop_size']}x{data['crop_size']} in {config['trainer']['precision']}, "
+        f"{provenance['seconds'] / 60:.0f} minutes on {provenance['hardware']}"
+        + (f", after {earlier:,} steps of earlier trainings" if earlier else "")
+    )
+
+
+def _earlier_steps(provenance: Mapping[str, Any]) -> int:
+    """Steps of the trainings that `start_from` went on from, one after the other."""
+    before = provenance.get("start_from")
+    return before.get("steps", 0) + _earlier_steps(before) if before else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cs_models.zoo.cards", description="Put networks into the zoo.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    adding = commands.add_parser("add", help="copy a training's weights, configuration and log into checkpoints/")
+    adding.add_argument("run", type=Path, help="folder of the training")
+    adding.add_argument("name", help="name in the zoo, such as r_coast, or ista_net_plus_10 for one ratio")
+    adding.add_argument("--hardware", required=True, help="what it was trained on, in words")
+    writing = commands.add_parser("write", help="write checkpoints/README.md and results.csv")
+    writing.add_argument("folders", nargs="+", type=Path, help="results folders of eval.py")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "add":
+            print(add(options.run, options.name, options.hardware))
+        else:
+            print(write_cards(options.folders))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

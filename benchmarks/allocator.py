@@ -34,7 +34,7 @@ def milliseconds(network: str, size: int, precision: str, malloc: str, repeats: 
     module = load(network, 0.1)
     fast = precision == "bf16"
     module.network.to(memory_format=torch.channels_last if fast else torch.contiguous_format)
-    operator = module.natural_operator(0.1, (size, size))
+    operator = module.default_operator(0.1, (size, size))
     y = operator(torch.rand(1, 1, size, size))
 
     def reconstruct() -> torch.Tensor:

@@ -23,7 +23,7 @@ from cs_models.cli.allocator import keep_freed_memory
 from cs_models.errors import UserError
 from cs_models.metrics import psnr
 from cs_models.operators import MeasurementOperator
-from cs_models.reconstruction import ReconstructionModule
+from cs_models.training.module import ReconstructionModule
 from datamodules.catalog import load_set
 
 COLUMNS = ("network", "alternative", "milliseconds", "times faster", "PSNR in dB", "share of peak")
@@ -64,7 +64,7 @@ def lines_of(name: str, options: argparse.Namespace, device: torch.device) -> li
     """Every alternative of one network."""
     _, image = load_set("bundled", None, "luminance", 1)[0]
     x = image[None, :, : options.size, : options.size].to(device)
-    operator = load(name, options.ratio).natural_operator(options.ratio, (x.shape[-2], x.shape[-1])).to(device)
+    operator = load(name, options.ratio).default_operator(options.ratio, (x.shape[-2], x.shape[-1])).to(device)
     y = operator(x)
     ways = alternatives(name, options.ratio, y, operator, options.compile)
     peaks = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cs_models.cli import evaluate as evaluation
-from cs_models.zoo.checkpoints import save_checkpoint
+from cs_models.training.weights import save_checkpoint
 from cs_models.zoo.import_official import import_official
 
 FAMILIES = {"R-COAST_5x4": "r_coast", "COAST_5_IPL1": "coast", "COAST_5_IPL4": "coast"}

@@ -15,9 +15,10 @@ import torch
 
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
+from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.networks.unfolding.recursion import UnfoldingNetwork, draw_schedule
 from cs_models.operators import Sampling, SamplingBank
-from cs_models.reconstruction import ReconstructionModule, Training
+from cs_models.training.module import ReconstructionModule
 
 
 def networks() -> dict[str, Callable[[], ReconstructionModule]]:
@@ -25,10 +26,11 @@ def networks() -> dict[str, Callable[[], ReconstructionModule]]:
     return {
         "RISTA-Net+ 3x3": lambda: ISTANetModule(
             ISTANetConfig(layers=3, iterations_per_layer=(3, 3, 3), modulation="rfmu"),
-            Training(Sampling(ratios=(0.1,))),
+            UnfoldingTraining(Sampling(ratios=(0.1,))),
         ),
         "R-COAST 5x4": lambda: COASTModule(
-            COASTConfig(layers=5, iterations_per_layer=(4,) * 5, modulation="rfmu"), Training(Sampling(ratios=(0.1,)))
+            COASTConfig(layers=5, iterations_per_layer=(4,) * 5, modulation="rfmu"),
+            UnfoldingTraining(Sampling(ratios=(0.1,))),
         ),
     }
 

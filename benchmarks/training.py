@@ -22,13 +22,14 @@ from cs_models.cli.allocator import keep_freed_memory
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPModule
+from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.operators import Sampling
-from cs_models.reconstruction import ReconstructionModule, Training
+from cs_models.training.module import ReconstructionModule
 from datamodules.patches import PatchDataModule
 
 COLUMNS = ("network", "alternative", "milliseconds", "times faster", "patches/s", "outside", "share of peak", "hours")
 BASELINE = "fp32 NCHW"
-ONE_RATIO = Training(Sampling(ratios=(0.1,)))
+ONE_RATIO = UnfoldingTraining(Sampling(ratios=(0.1,)))
 # Of each network how it is built, and the steps of its published training.
 NETWORKS: dict[str, tuple[Callable[[], ReconstructionModule], int]] = {
     "ista_net_plus": (lambda: ISTANetModule(ISTANetConfig(), ONE_RATIO), 200 * 1390),

@@ -24,7 +24,7 @@ from cs_models.networks.learned_sampling.csnet_plus import CSNetPlusConfig, CSNe
 from cs_models.networks.learned_sampling.network import LearnedSamplingModule
 from cs_models.networks.learned_sampling.rk_ccsnet import RKCCSNetConfig, RKCCSNetModule
 from cs_models.operators import Sampling
-from cs_models.reconstruction import Training
+from cs_models.training.options import Training
 
 TRAINING = Training(Sampling(ratios=(0.5,), block_size=32))
 NETWORKS: dict[str, tuple[Callable[[bool, bool], LearnedSamplingModule], int, str]] = {

@@ -17,8 +17,8 @@ from cs_models.cli import evaluate as evaluation
 from cs_models.errors import UserError
 from cs_models.metrics import psnr
 from cs_models.networks.diffusion.ddnm import DDNM, DiffusionModel, ExactData, NoisyData, travel
-from cs_models.networks.diffusion.idm import Canvas
 from cs_models.operators import BlockOperator, MeasurementOperator, make_operator
+from cs_models.operators.canvas import Canvas
 from cs_models.operators.matrices import gaussian_matrix
 from cs_models.solvers.linear import PseudoInverse
 

@@ -21,13 +21,12 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cs_models.cli.evaluate import main
-from cs_models.evaluation.plan import usual_precision
 from cs_models.evaluation.protocol import measure, quantise
 from cs_models.evaluation.results import COLUMNS, read_rows
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
 from cs_models.operators import make_operator
-from cs_models.zoo.checkpoints import save_checkpoint
+from cs_models.training.weights import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTRACT = "method,dataset,image,ratio,seed,psnr_db,ssim,seconds,device,operator,run_key"
@@ -282,9 +281,8 @@ def test_a_network_row_says_what_it_is(data: Path, tmp_path: Path) -> None:
 def test_networks_use_bf16_where_the_processor_has_it(
     native: bool, expected: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: native)
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-    assert usual_precision(torch.device("cuda")) == "fp32"
+    monkeypatch.setattr("cs_models.precision._processor_has_bf16", lambda: native)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     network = str(save_network(tmp_path / "network.safetensors"))
     assert main(command(data, tmp_path / "out", "--limit", "1", methods=f"pinv,{network}")) == 0
     precisions = {row.method: row.precision for row in read_rows(tmp_path / "out/per_image.csv")}

@@ -16,7 +16,7 @@ from benchmarks import sparse_1d
 from cs_models.cli.evaluate import main
 from cs_models.metrics import pcc, ssim_1d
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
-from cs_models.zoo.checkpoints import save_checkpoint
+from cs_models.training.weights import save_checkpoint
 
 CONTRACT = "method,dataset,image,ratio,seed,psnr_db,ssim,seconds,device,operator,run_key"
 N = 64

@@ -16,7 +16,7 @@ from scipy.io import savemat
 from cs_models.errors import UserError
 from cs_models.metrics import psnr, ssim
 from cs_models.operators import make_operator
-from cs_models.reconstruction import ReconstructionModule
+from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.checkpoints import load_checkpoint
 from cs_models.zoo.import_official import import_official, main, read_released
 from datamodules.catalog import load_set
@@ -73,7 +73,7 @@ def test_golden_figures(golden: dict[str, dict], real_data: Path, entry: str, im
     facts = golden[entry]
     module = imported(entry, facts, real_data)
     x = dict(iter(load_set(entry.split("/")[1], str(real_data))))[Path(image).stem][None]
-    operator = module.natural_operator(facts["ratio_percent"] / 100, (x.shape[-2], x.shape[-1]))
+    operator = module.default_operator(facts["ratio_percent"] / 100, (x.shape[-2], x.shape[-1]))
     estimate = module.reconstruct(operator(x), operator).clamp(0, 1)
     expected_psnr, expected_ssim = facts["per_image"][image]
     assert psnr(estimate, x).item() == pytest.approx(expected_psnr, abs=0.005)
@@ -106,7 +106,7 @@ def test_command_line(golden: dict[str, dict], real_data: Path, tmp_path: Path, 
     module = load_checkpoint(out)
     assert set(module.provenance) == {"imported", "source", "phi_phi_0_10_1089.mat", "qinit"}
     assert all(len(module.provenance[key]["sha256"]) == 64 for key in module.provenance if key != "imported")
-    operator = module.natural_operator(0.1, (40, 40))
+    operator = module.default_operator(0.1, (40, 40))
     assert module.reconstruct(operator(torch.rand(1, 1, 40, 40)), operator).isfinite().all()
 
 
@@ -119,7 +119,7 @@ def test_without_its_matrix_it_imports_and_says_what_is_missing(
     assert "--phi and --qinit" in capsys.readouterr().err
     module = load_checkpoint(out)
     with pytest.raises(UserError, match="import it again with --phi and --qinit"):
-        module.natural_operator(0.5, (33, 33))
+        module.default_operator(0.5, (33, 33))
     operator = make_operator("block", 0.5, (33, 33))
     with pytest.raises(UserError, match="carries no sampling matrix"):
         module.reconstruct(operator(torch.rand(1, 1, 33, 33)), operator)

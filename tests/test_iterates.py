@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cs_models.evaluation.iterates import main
-from cs_models.zoo.checkpoints import save_checkpoint
+from cs_models.training.weights import save_checkpoint
 from tests.test_networks import NETWORKS
 
 

@@ -17,9 +17,10 @@ from cs_models.networks.learned_sampling.network import LearnedSamplingModule, L
 from cs_models.networks.learned_sampling.rk_ccsnet import ConvolvedBlocks, RKCCSNet, RKCCSNetConfig, RKCCSNetModule
 from cs_models.operators import Sampling, adjoint_error, make_operator
 from cs_models.operators.learned import DenseBlocks, LearnedBlocks
-from cs_models.reconstruction import Training
 from cs_models.solvers.linear import PseudoInverse
-from cs_models.zoo.checkpoints import load_checkpoint, save_checkpoint
+from cs_models.training.options import Training
+from cs_models.training.weights import save_checkpoint
+from cs_models.zoo.checkpoints import load_checkpoint
 
 SIZE = (20, 17)
 SAMPLINGS: dict[str, Callable[[], LearnedBlocks]] = {
@@ -221,17 +222,17 @@ def test_the_ratio_and_the_sampling_are_part_of_the_checkpoint(tmp_path: Path) -
     with torch.no_grad():
         module.network.sensing.sampling.weight.neg_()
     loaded = load_checkpoint(path)
-    operator = loaded.natural_operator(0.25, SIZE)
+    operator = loaded.default_operator(0.25, SIZE)
     assert operator.ratio == 0.25
-    assert torch.equal(operator.matrix, -module.natural_operator(0.25, SIZE).matrix)
+    assert torch.equal(operator.matrix, -module.default_operator(0.25, SIZE).matrix)
     assert operator.spec["carried_by"] == "checkpoint"
-    assert operator.spec["sha256"] != module.natural_operator(0.25, SIZE).spec["sha256"]
+    assert operator.spec["sha256"] != module.default_operator(0.25, SIZE).spec["sha256"]
     y = operator(torch.rand(1, 3, *SIZE))
     assert loaded.reconstruct(y, operator).shape == (1, 3, *SIZE)
     with pytest.raises(UserError, match=r"ratio 0\.25 alone, not 0\.1"):
-        loaded.natural_operator(0.1, SIZE)
+        loaded.default_operator(0.1, SIZE)
     with pytest.raises(UserError, match="takes no other operator"):
-        loaded.reconstruct(y, module.natural_operator(0.25, SIZE))
+        loaded.reconstruct(y, module.default_operator(0.25, SIZE))
     stranger = make_operator("pixel", 0.25, SIZE)
     with pytest.raises(UserError, match="takes no other operator"):
         loaded.reconstruct(stranger(torch.rand(1, 1, *SIZE)), stranger)

@@ -24,8 +24,8 @@ import torch
 
 from cs_models.cli import train
 from cs_models.errors import UserError
-from cs_models.reconstruction import ReconstructionModule
 from cs_models.training.checkpoint_io import DurableCheckpointIO
+from cs_models.training.lightning import LightningTraining
 from cs_models.zoo.checkpoints import load_checkpoint
 from tests.conftest import REPOSITORY
 from tests.test_train import arguments, wandb_arguments
@@ -79,14 +79,14 @@ class SpoilLoss(pl.Callback):
         self.batches, self.rank = batches, rank
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, ReconstructionModule)
-        loss = pl_module.training_loss
+        assert isinstance(pl_module, LightningTraining)
+        loss = pl_module.method.training_loss
 
         def spoiled(*tensors: Any) -> torch.Tensor:
             bad = trainer.global_rank == self.rank and pl_module.global_step in self.batches
             return loss(*tensors) * (float("nan") if bad else 1)
 
-        pl_module.training_loss = spoiled  # type: ignore[method-assign]
+        pl_module.method.training_loss = spoiled  # type: ignore[method-assign]
 
 
 class SignalAt(pl.Callback):

@@ -15,14 +15,17 @@ from cs_models.networks.unfolding.coast import COAST, COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANet, ISTANetConfig, ISTANetModule, shrink
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPP, ISTANetPPConfig, ISTANetPPModule
 from cs_models.networks.unfolding.modulation import RFMU
+from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.networks.unfolding.recursion import UnfoldingNetwork, draw_schedule, iterations
 from cs_models.operators import MeasurementOperator, Sampling, make_operator
-from cs_models.reconstruction import ReconstructionModule, Training
-from cs_models.zoo.checkpoints import MODELS, load_checkpoint, save_checkpoint
+from cs_models.training.module import ReconstructionModule
+from cs_models.training.options import Training
+from cs_models.training.weights import save_checkpoint
+from cs_models.zoo.checkpoints import MODELS, load_checkpoint
 
 BLOCK = 8
-FLEXIBLE = Training(Sampling(block_size=BLOCK))
-FIXED = Training(Sampling(ratios=(0.3,), block_size=BLOCK))
+FLEXIBLE = UnfoldingTraining(Sampling(block_size=BLOCK))
+FIXED = UnfoldingTraining(Sampling(ratios=(0.3,), block_size=BLOCK))
 HALF = Training(Sampling(ratios=(0.5,), block_size=BLOCK))
 
 
@@ -76,7 +79,7 @@ def operators(module: ReconstructionModule, size: tuple[int, int]) -> list[Measu
     """Ten ratios, unseen ones among them, for flexible networks; its own for the others."""
     own = module.training_options.sampling.ratios
     ratios = own if len(own) == 1 else (0.02, 0.1, 0.15, 0.2, 0.3, 0.33, 0.4, 0.5, 0.7, 1.0)
-    return [module.natural_operator(ratio, size) for ratio in ratios]
+    return [module.default_operator(ratio, size) for ratio in ratios]
 
 
 @pytest.mark.parametrize("size", [(16, 24), (13, 21), (8, 8), (5, 6)])
@@ -209,7 +212,7 @@ def test_rfmu_inputs() -> None:
 
 def test_symmetry_branch_runs_in_training_alone() -> None:
     module = NETWORKS["ista_net_plus"]()
-    operator = module.natural_operator(0.3, (8, 8))
+    operator = module.default_operator(0.3, (8, 8))
     y = operator(torch.rand(1, 1, 8, 8))
     network = module.network
     assert isinstance(network, UnfoldingNetwork)
@@ -238,7 +241,7 @@ def test_fixed_matrix_networks_refuse_others() -> None:
         with pytest.raises(UserError, match="trained for one matrix"):
             module.reconstruct(operator(x), operator)
     with pytest.raises(UserError, match=r"ratio 0\.297 alone"):
-        module.natural_operator(0.1, (16, 16))
+        module.default_operator(0.1, (16, 16))
     with pytest.raises(UserError, match="one ratio and one matrix"):
         ISTANetModule(ISTANetConfig(), FLEXIBLE)
 

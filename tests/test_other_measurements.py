@@ -16,8 +16,9 @@ from cs_models.networks.diffusion.ddnm import DDNM
 from cs_models.networks.diffusion.idm import IDMConfig, IDMModule
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
+from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.operators import FourierOperator, RadonOperator, Sampling, make_operator
-from cs_models.reconstruction import Reconstructor, Training
+from cs_models.reconstruction import Reconstructor
 from cs_models.zoo.methods import build_method
 from tests.conftest import REPOSITORY
 
@@ -103,7 +104,7 @@ def reconstructor(name: str, tiny_ddpm: Path) -> Reconstructor:
     if name == "ddnm":
         return DDNM(model=str(tiny_ddpm), steps=2)
     if name == "ista_net_plus_mri":
-        sampling = Training(Sampling(ratios=(0.3,), kind="fourier"))
+        sampling = UnfoldingTraining(Sampling(ratios=(0.3,), kind="fourier"))
         return ISTANetModule(ISTANetConfig(layers=2, features=4, start="adjoint"), sampling)
     if name == "coast":
         return COASTModule(COASTConfig(layers=2, features=4))

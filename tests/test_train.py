@@ -70,7 +70,7 @@ def test_every_configuration_trains(config: Path, tiny_images: Path, tmp_path: P
     folder = fit(config, tiny_images, tmp_path, *smaller)
     module = load_checkpoint(folder / "model.safetensors")
     ratio = module.training_options.sampling.ratios[0]
-    operator = module.natural_operator(ratio, (70, 66))
+    operator = module.default_operator(ratio, (70, 66))
     x = torch.rand(1, 1, 70, 66)
     assert module.reconstruct(operator(x), operator).isfinite().all()
     with open(folder / "metrics.csv") as file:
@@ -323,7 +323,7 @@ def test_checkpoints_of_training_load_without_code(tiny_images: Path, tmp_path: 
     content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert content["cs_models"]["network"]["features"] == 4
     from_ckpt, shared = load_checkpoint(folder / "checkpoints/last.ckpt"), load_checkpoint(folder / "model.safetensors")
-    operator = shared.natural_operator(0.1, (40, 40))
+    operator = shared.default_operator(0.1, (40, 40))
     y = operator(torch.rand(1, 1, 40, 40))
     assert torch.equal(from_ckpt.reconstruct(y, operator), shared.reconstruct(y, operator))
 
@@ -335,7 +335,7 @@ def test_linear_start_is_the_estimate_of_least_squared_error(tiny_images: Path, 
     )
     pixels = np.array(Image.open(tiny_images / "0.png"))[:33, :33]
     x = torch.from_numpy(pixels).float().reshape(1, 1, 33, 33) / 255
-    operator = module.natural_operator(0.1, (33, 33))
+    operator = module.default_operator(0.1, (33, 33))
     y = operator(x)
     linear = (y @ module.network.q_init.T).reshape(x.shape)
     assert (linear - x).norm() < 0.2 * (operator.adjoint(y) - x).norm()

@@ -11,8 +11,8 @@ import torch
 from cs_models import load
 from cs_models.cli import evaluate as evaluation
 from cs_models.errors import UserError
+from cs_models.evaluation.report.cards import RESULTS, add, card, main, write_cards
 from cs_models.operators import make_operator
-from cs_models.zoo.cards import RESULTS, add, card, main, write_cards
 from cs_models.zoo.methods import ZOO, zoo
 from tests.test_train import SMALL, fit
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from cs_models.cli.allocator import keep_freed_memory
+from cs_models.cli.configs import with_configs_found
 from cs_models.errors import UserError, nearest
 from cs_models.evaluation.options import Comparison, Execution, Measuring, Options, Output
 
@@ -58,7 +59,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options | None:
         UserError: for an unknown option, a value of the wrong type, or an unreadable YAML file.
     """
     try:
-        values = build_parser().parse_args(arguments)
+        words = with_configs_found(sys.argv[1:] if arguments is None else arguments, "eval")
+        values = build_parser().parse_args(words)
     except ArgumentError as error:
         raise UserError(explain(str(error))) from None
     except (AttributeError, TypeError, ValueError) as error:  # what the parser makes of some files that are no YAML

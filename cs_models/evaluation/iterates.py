@@ -18,7 +18,7 @@ from torch import Tensor
 from cs_models.errors import UserError
 from cs_models.metrics import psnr
 from cs_models.operators import make_operator
-from cs_models.reconstruction import ReconstructionModule
+from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import build_method
 from datamodules.catalog import image_tensor
 from datamodules.images import read_image
@@ -57,7 +57,7 @@ def iterates(
         module.set_schedule(iterations_per_layer)
     size = (image.shape[-2], image.shape[-1])
     if operator_words is None:
-        operator = module.natural_operator(ratio, size, seed)
+        operator = module.default_operator(ratio, size, seed)
     else:
         operator = make_operator(operator_words, ratio, size, seed)
     target = image[None]

@@ -15,9 +15,9 @@ from cs_models.evaluation.pictures import slug, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
+from cs_models.numerics import relative
 from cs_models.operators import MeasurementOperator, make_operator
 from cs_models.operators.matrices import load_matrix
-from cs_models.solvers.convex import relative
 from cs_models.zoo.methods import parse_methods
 
 
@@ -48,7 +48,7 @@ def reconstruct_measurements(options: Options) -> str:
     candidates = [make_candidate(spec, ratio, options.execution, device) for spec, ratio in pairs]
     for candidate in candidates:
         if candidate.network is not None:
-            candidate.network.to(device).accepts(operator)
+            candidate.network.to(device).check_operator(operator)
     columns = ["method", "image", "residual", "iterations", "seconds"]
     lines = []
     with only_writer(out):

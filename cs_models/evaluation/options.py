@@ -107,15 +107,16 @@ class Measuring:
 class Execution:
     """How it runs."""
 
-    device: Literal["cpu", "cuda"] | None = field(
-        default=None, metadata=_help("cpu or cuda (else cuda where there is one)", "DEVICE")
+    device: Literal["cpu", "cuda", "mps"] | None = field(
+        default=None,
+        metadata=_help("cpu, cuda, or Apple's mps for networks alone (else cuda where there is one)", "DEVICE"),
     )
     devices: int = field(default=1, metadata=_help("how many of them share the images (1)", "N"))
-    precision: Literal["fp32", "bf16"] | None = field(
-        default=None,
+    precision: Literal["auto", "fp32", "bf16"] = field(
+        default="auto",
         metadata=_help(
-            "of networks; data consistency and solvers stay in fp32 (bf16 on a CPU that computes in it, else fp32)",
-            "fp32|bf16",
+            "of networks; data consistency and solvers stay in fp32 (auto: bf16 on devices that compute in it)",
+            "auto|fp32|bf16",
         ),
     )
     compile: bool = field(default=False, metadata=_help("run networks through torch.compile; worth it for many images"))

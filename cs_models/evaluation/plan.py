@@ -19,7 +19,9 @@ from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import image_sha256, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
 from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator
-from cs_models.reconstruction import ReconstructionModule, Reconstructor, Solution
+from cs_models.precision import usual_precision
+from cs_models.reconstruction import Reconstructor, Solution
+from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import METHODS, MethodSpec, build_method, parse_methods
 from datamodules.catalog import BenchmarkImages, ImageFile, load_set
 from datamodules.signals import BenchmarkSignals, load_signal_set, names_signals
@@ -202,7 +204,7 @@ class Plan:
         ratio, sigma = case.candidate.ratio, self.options.measuring.noise / 255
         words, network = self.options.measuring.operator, case.candidate.network
         if words is None and network is not None:
-            operator = network.natural_operator(ratio, (height, width), case.seed, sigma)
+            operator = network.default_operator(ratio, (height, width), case.seed, sigma)
         else:
             if words is None:
                 words = "column" if case.images.channels == "signal" else METHODS[case.candidate.spec.name].operator
@@ -226,7 +228,7 @@ class Plan:
         if case.candidate.tiling is not None:
             case.candidate.tiling.check(operator)
         if case.candidate.network:
-            case.candidate.network.accepts(operator)
+            case.candidate.network.check_operator(operator)
             return
         height, width = min(image.shape[-2], PROBE_SIDE), min(image.shape[-1], PROBE_SIDE)
         try:
@@ -256,7 +258,7 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
         reconstructor.set_schedule(schedule)
     if execution.compile:
         reconstructor.compile_layers()
-    precision = execution.precision or usual_precision(device)
+    precision = usual_precision(device) if execution.precision == "auto" else execution.precision
     return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)), tiling)
 
 
@@ -285,12 +287,6 @@ def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
     return sets
 
 
-def usual_precision(device: torch.device) -> str:
-    """The precision of networks where nobody says: "bf16" on a CPU that computes in it natively, else "fp32"."""
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if device.type == "cpu" and native else "fp32"
-
-
 def choose_device(name: str | None, devices: int = 1) -> torch.device:
     """The device of a name; without one, CUDA where there is a GPU.
 
@@ -299,6 +295,8 @@ def choose_device(name: str | None, devices: int = 1) -> torch.device:
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     kind = name or ("cuda" if available else "cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("this machine has no Apple GPU that torch can use; use --device cpu")
     if kind == "cuda" and available < devices:
         raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
     return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)

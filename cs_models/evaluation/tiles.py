@@ -18,9 +18,9 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.evaluation.memory import PeakMemory
+from cs_models.numerics import relative
 from cs_models.operators import BlockOperator, ColumnOperator, MeasurementOperator
 from cs_models.reconstruction import Reconstructor, Solution
-from cs_models.solvers.convex import relative
 
 TRIAL_TILE = 396  # pixels; here the image takes more memory than matrices and weights do
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from cs_models.errors import UserError, nearest
 from cs_models.operators.bank import Sampling, SamplingBank
@@ -10,7 +14,14 @@ from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoin
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.operators.fourier import MASKS, FourierOperator
-from cs_models.operators.matrices import check_ratio, file_source, load_matrix, take_rows
+from cs_models.operators.matrices import (
+    check_matrix,
+    check_ratio,
+    file_source,
+    load_matrix,
+    take_rows,
+    tensor_sha256,
+)
 from cs_models.operators.pixel import PixelOperator
 from cs_models.operators.radon import RadonOperator, views_for_ratio
 from cs_models.operators.structured import StructuredOperator
@@ -39,9 +50,13 @@ SIZED = ("block", "structured", "radon")
 
 
 def make_operator(
-    spec: str, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
+    spec: str | Tensor | np.ndarray,
+    ratio: float,
+    image_size: tuple[int, int],
+    seed: int = 0,
+    noise_sigma: float = 0.0,
 ) -> MeasurementOperator:
-    """An operator from the words of the command line.
+    """An operator from the words of the command line, or from a matrix.
 
     Args:
         spec: ``block`` (33x33), ``block:32``, ``structured`` (n = 32^2), ``structured:16``, ``column``, ``pixel``,
@@ -49,7 +64,8 @@ def make_operator(
             radial mask), ``cartesian`` (MRI, columns), ``radon`` (tomography, as many views as the ratio gives),
             ``radon:20`` (20 views, at a ratio that fits), or the path of a `.npy` or `.mat` file. A file holds a mask
             where it is of the image's size with entries 0 and 1, a column matrix where it has as many columns as the
-            image has rows, and else a block matrix of B^2 columns.
+            image has rows, and else a block matrix of B^2 columns. A tensor or an array is taken as the content of
+            a file.
         ratio: CS ratio in (0, 1].
         image_size: (H, W).
         seed: of the random draw; not used for files.
@@ -59,9 +75,13 @@ def make_operator(
         UserError: for an unknown name, a ratio outside (0, 1] or a file that does not fit.
     """
     check_ratio(ratio)
+    if not isinstance(spec, str):
+        matrix = check_matrix(spec)
+        source = {"matrix": "given", "sha256": tensor_sha256(matrix)}
+        return _from_matrix(matrix, "the matrix", source, ratio, image_size, noise_sigma)
     name, _, size = spec.partition(":")
     if Path(spec).suffix in (".npy", ".mat"):
-        return _from_file(spec, ratio, image_size, noise_sigma)
+        return _from_matrix(load_matrix(spec), spec, file_source(spec), ratio, image_size, noise_sigma)
     if name not in OPERATOR_NAMES:
         raise UserError(f"unknown operator '{spec}', and no .npy or .mat file{nearest(name, OPERATOR_NAMES)}")
     if size and (name not in SIZED or not size.isdecimal() or int(size) < 1):
@@ -93,14 +113,19 @@ def _radon(ratio: float, image_size: tuple[int, int], views: str, noise_sigma: f
     return RadonOperator(image_size, expected, ratio, noise_sigma)
 
 
-def _from_file(path: str, ratio: float, image_size: tuple[int, int], noise_sigma: float) -> MeasurementOperator:
-    matrix = load_matrix(path)
-    source = file_source(path)
+def _from_matrix(
+    matrix: Tensor,
+    name: str,
+    source: dict[str, Any],
+    ratio: float,
+    image_size: tuple[int, int],
+    noise_sigma: float,
+) -> MeasurementOperator:
     if tuple(matrix.shape) == image_size and bool(((matrix == 0) | (matrix == 1)).all()):
         return FourierOperator(matrix, noise_sigma=noise_sigma, source=source)
     if matrix.shape[0] > matrix.shape[1]:
-        raise UserError(f"{path} is {matrix.shape[0]}x{matrix.shape[1]}; a sampling matrix has more columns than rows")
-    rows = take_rows(matrix, ratio, path).float()
+        raise UserError(f"{name} is {matrix.shape[0]}x{matrix.shape[1]}; a sampling matrix has more columns than rows")
+    rows = take_rows(matrix, ratio, name).float()
     if matrix.shape[1] == image_size[0]:
         return ColumnOperator(rows, image_size, ratio, noise_sigma, source)
     return BlockOperator(rows, image_size, ratio, noise_sigma, source)

@@ -89,11 +89,25 @@ def load_matrix(path: str | Path, key: str = "phi") -> Tensor:
         raise
     except Exception as error:
         raise UserError(f"cannot read the matrix file {path}: {error}".splitlines()[0]) from error
+    return check_matrix(array, str(path))
+
+
+def check_matrix(matrix: Tensor | np.ndarray, name: str = "the matrix") -> Tensor:
+    """A matrix as a tensor in float64 on the CPU.
+
+    Args:
+        matrix: real, of two dimensions.
+        name: what to call it in errors.
+
+    Raises:
+        UserError: if it is not a finite real matrix.
+    """
+    array = np.asarray(matrix.detach().cpu()) if isinstance(matrix, Tensor) else np.asarray(matrix)
     if array.ndim != 2 or array.dtype.kind not in "biuf":
-        raise UserError(f"{path} holds {array.dtype} of shape {array.shape}; expected a real matrix of two dimensions")
+        raise UserError(f"{name} holds {array.dtype} of shape {array.shape}; expected a real matrix of two dimensions")
     if not np.isfinite(array).all():
-        raise UserError(f"{path} holds values that are not finite")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+        raise UserError(f"{name} holds values that are not finite")
+    return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
 
 
 def _read_mat(path: Path, key: str) -> np.ndarray:

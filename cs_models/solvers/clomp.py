@@ -26,7 +26,7 @@ from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
 from cs_models.solvers.priors import differentiated, local_variation, total_variation
-from cs_models.solvers.sparse_problem import SparseProblem, keep_largest, sparse_problem, sparsity_of
+from cs_models.solvers.sparse_problem import SparseProblem, largest_mask, sparse_problem, sparsity_of
 from cs_models.solvers.tikhonov import smooth_image
 
 
@@ -97,7 +97,7 @@ def iht_injection(count: int) -> Injection:
     """IHT's selection: the `count` coefficients that are largest after a gradient step."""
 
     def weight(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
-        return keep_largest(s + correlation, count).to(s.dtype)
+        return largest_mask(s + correlation, count).to(s.dtype)
 
     return weight
 

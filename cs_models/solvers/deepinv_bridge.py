@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cs_models.errors import UserError, first_line
+from cs_models.numerics import image_norm, per_image
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.matrices import module_sha256
 from cs_models.reconstruction import Reconstructor, Solution
-from cs_models.solvers.convex import image_norm, per_image
 
 try:
     from deepinv.physics import GaussianNoise, LinearPhysics, ZeroNoise

@@ -10,7 +10,7 @@ from torch import Tensor
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
-from cs_models.solvers.sparse_problem import SparseProblem, energy, keep_largest, sparse_problem, sparsity_of
+from cs_models.solvers.sparse_problem import SparseProblem, energy, largest_mask, sparse_problem, sparsity_of
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,7 @@ class IHT(IterativeSolver):
                 if not bool(active.any()) or not run.step():
                     break
                 moved = s + step * problem.adjoint(residual)
-                s = torch.where(active[:, None], moved * keep_largest(moved, count), s)
+                s = torch.where(active[:, None], moved * largest_mask(moved, count), s)
                 residual = problem.y - problem.forward(s)
                 iterations += active
                 active = active & (energy(residual) > self.tolerance * problem.m)
@@ -83,7 +83,7 @@ class NIHT(IterativeSolver):
         problem = sparse_problem(y, operator)
         count = sparsity_of(self.sparsity, 0.25, problem.m, problem.n)
         s, residual = problem.zeros(), problem.y
-        support = keep_largest(problem.adjoint(residual), count)
+        support = largest_mask(problem.adjoint(residual), count)
         target = energy(problem.y) * self.tolerance**2
         active = energy(problem.y) > target
         iterations = torch.zeros_like(active, dtype=torch.long)
@@ -109,7 +109,7 @@ class NIHT(IterativeSolver):
         step = energy(on_support) / energy(problem.forward(on_support)).clamp_min(tiny)
         while True:
             moved = s + step[:, None] * gradient
-            moved = moved * keep_largest(moved, count)
+            moved = moved * largest_mask(moved, count)
             change = moved - s
             bound = energy(change) / energy(problem.forward(change)).clamp_min(tiny)
             changed = ((moved != 0) != support).any(1)

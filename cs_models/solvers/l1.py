@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.numerics import image_norm
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import check_measurements
-from cs_models.solvers.convex import ConvexSolver, constant_image, image_norm, operator_norm_squared, solution
+from cs_models.solvers.convex import ConvexSolver, constant_image, operator_norm_squared, solution
 from cs_models.transforms.dct import BlockDCT2d, DCT2d, OrthonormalTransform
 from cs_models.transforms.wavelets import Wavelet2d
 

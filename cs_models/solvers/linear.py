@@ -13,11 +13,12 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.numerics import conjugate_gradients
 from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Reconstructor, Solution
-from cs_models.solvers.convex import conjugate_gradients, has_orthonormal_rows
+from cs_models.solvers.convex import has_orthonormal_rows
 from datamodules.catalog import load_set
 
 # Conjugate gradients for a Markov field: the power of its frequencies spans six orders of magnitude, so hundreds of

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cs_models.solvers.convex import State, image_dot, image_norm, per_image, relative
+from cs_models.numerics import image_dot, image_norm, per_image, relative
+from cs_models.solvers.convex import State
 from cs_models.solvers.l1 import L1Problem, L1Solver, soft_threshold
 
 SUFFICIENT_DECREASE = 1e-4

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.numerics import relative
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import as_json, check_measurements
-from cs_models.solvers.convex import ConvexSolver, DataProximal, State, constant_image, relative, solution
+from cs_models.solvers.convex import ConvexSolver, DataProximal, State, constant_image, solution
 from cs_models.solvers.tv import pad_to
 from cs_models.transforms.dct import dct_matrix
 

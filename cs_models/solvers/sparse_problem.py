@@ -264,7 +264,7 @@ def sparsity_of(sparsity: int | None, share: float, m: int, n: int) -> int:
     return sparsity
 
 
-def keep_largest(s: Tensor, count: int) -> Tensor:
+def largest_mask(s: Tensor, count: int) -> Tensor:
     """Mask ``(P, n)`` of the `count` entries of largest magnitude in every row."""
     indices = s.abs().topk(count, dim=1, sorted=False).indices
     return torch.zeros_like(s, dtype=torch.bool).scatter_(1, indices, True)

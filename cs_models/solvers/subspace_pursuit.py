@@ -11,7 +11,7 @@ from torch import Tensor
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
-from cs_models.solvers.sparse_problem import SparseProblem, energy, keep_largest, sparse_problem, sparsity_of
+from cs_models.solvers.sparse_problem import SparseProblem, energy, largest_mask, sparse_problem, sparsity_of
 
 
 @dataclass(kw_only=True)
@@ -54,9 +54,9 @@ class SubspacePursuit(IterativeSolver):
             for _ in range(self.iterations):
                 if not bool(active.any()) or not run.step():
                     break
-                merged = keep_largest(problem.adjoint(residual), candidates) | (best != 0)
+                merged = largest_mask(problem.adjoint(residual), candidates) | (best != 0)
                 s = fit_on_support(problem, merged, best, self.fit_iterations)
-                support = keep_largest(s, count)
+                support = largest_mask(s, count)
                 s = fit_on_support(problem, support, s, self.fit_iterations) if self.refit else s * support
                 remainder = problem.y - problem.forward(s)
                 better = active & (energy(remainder) < energy(residual))

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from cs_models.numerics import image_dot, per_image
 from cs_models.operators.base import MeasurementOperator
-from cs_models.solvers.convex import image_dot, per_image
 from cs_models.transforms.dct import DCT2d
 
 

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cs_models.numerics import relative
 from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import check_measurements
-from cs_models.solvers.convex import ConvexSolver, DataProximal, State, Step, relative, solution
+from cs_models.solvers.convex import ConvexSolver, DataProximal, State, Step, solution
 from cs_models.solvers.tikhonov import smooth_image
 from cs_models.transforms.dct import DCT2d, dct, idct
 

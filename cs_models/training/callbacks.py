@@ -16,8 +16,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from safetensors import SafetensorError
 
-from cs_models.reconstruction import NonFiniteLossError, ReconstructionModule
-from cs_models.zoo.checkpoints import whole_tensors, write_tensors
+from cs_models.training.lightning import LightningTraining, NonFiniteLossError
+from cs_models.training.weights import whole_tensors, write_tensors
 from datamodules.patches import PatchBatches, ResumableLoader
 
 
@@ -46,16 +46,16 @@ class ExportCheckpoint(pl.Callback):
             print(f"weights for eval.py: {path}")
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Path | None:
-        if not isinstance(pl_module, ReconstructionModule) or getattr(trainer, "fast_dev_run", False):
+        if not isinstance(pl_module, LightningTraining) or getattr(trainer, "fast_dev_run", False):
             return None
-        folder = run_folder(trainer)
-        tensors = whole_tensors(pl_module)
+        folder, method = run_folder(trainer), pl_module.method
+        tensors = whole_tensors(method)
         if not trainer.is_global_zero:
             return None
-        pl_module.provenance |= {"steps": trainer.global_step, "seconds": round(self._seconds(), 1)}
+        method.provenance |= {"steps": trainer.global_step, "seconds": round(self._seconds(), 1)}
         path = folder / "model.safetensors"
         try:
-            return write_tensors(tensors, pl_module, path)
+            return write_tensors(tensors, method, path)
         except (OSError, SafetensorError) as error:  # a full disk
             rank_zero_warn(f"{path} was not written ({error}); training goes on, an older one stays")
             return None

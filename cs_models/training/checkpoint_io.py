@@ -97,6 +97,10 @@ class TrainingCheckpoint(ModelCheckpoint):
     process, which would wait for the others for ever.
     """
 
+    def has_last(self, trainer: pl.Trainer) -> bool:
+        """Whether ``--ckpt_path last`` has something to go on from."""
+        return bool(self._find_last_checkpoints(trainer))
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException):
             super().on_exception(trainer, pl_module, exception)

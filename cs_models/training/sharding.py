@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from cs_models.errors import UserError, first_line
 from cs_models.training.checkpoint_io import UNREADABLE
@@ -59,8 +58,3 @@ def release(network: nn.Module) -> None:
     """Undo `gather`."""
     if isinstance(network, FSDPModule):
         network.reshard()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is split over processes, gathered in each; any other as it is. All processes must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

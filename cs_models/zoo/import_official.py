@@ -21,10 +21,11 @@ from cs_models.errors import UserError, first_line
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
+from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.operators import Sampling
 from cs_models.operators.matrices import file_source, load_matrix
-from cs_models.reconstruction import ReconstructionModule, Training
-from cs_models.zoo.checkpoints import check_weights, save_checkpoint
+from cs_models.training.module import ReconstructionModule
+from cs_models.training.weights import check_weights, save_checkpoint
 
 MODELS = ("ista_net", "ista_net_plus", "ista_net_plus_mri", "ista_net_pp", "coast", "r_coast", "idm")
 
@@ -141,7 +142,7 @@ def import_official(
         raise UserError(f"unknown model '{model}'; choose from {', '.join(MODELS)}")
     state = read_released(source)
     if model == "idm":
-        from cs_models.networks.diffusion.idm import import_idm_state
+        from cs_models.zoo.import_idm import import_idm_state
 
         module: ReconstructionModule = import_idm_state(state)
     elif model.startswith("ista_net") and model != "ista_net_pp":
@@ -181,7 +182,7 @@ def _ista_net(
     layers = max(1, _layers(state))
     if model == "ista_net_plus_mri":
         config = ISTANetConfig(variant=variant, layers=layers, start="adjoint")
-        module = ISTANetModule(config, Training(Sampling(ratios=(0.1,), kind="fourier")))
+        module = ISTANetModule(config, UnfoldingTraining(Sampling(ratios=(0.1,), kind="fourier")))
         _fill(module, state, ISTA_NET_NAMES, model)
         if mask is not None:
             module.carried.add_mask(load_matrix(mask, "mask_matrix"))
@@ -197,7 +198,7 @@ def _ista_net(
         if shape != (rows, n):
             raise UserError(f"--phi is {shape[0]}x{shape[1]} and --qinit {n}x{rows}; Q_init has the transposed shape")
     config = ISTANetConfig(variant=variant, layers=layers, rows=rows)
-    module = ISTANetModule(config, Training(Sampling(ratios=(max(rows, 1) / n,))))
+    module = ISTANetModule(config, UnfoldingTraining(Sampling(ratios=(max(rows, 1) / n,))))
     _fill(module, state, ISTA_NET_NAMES, model)
     if start is not None:
         module.network.q_init = start.float()

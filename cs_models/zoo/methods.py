@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cs_models.errors import UserError, nearest
+from cs_models.files import shipped
 
 if TYPE_CHECKING:
-    from cs_models.reconstruction import ReconstructionModule, Reconstructor
+    from cs_models.reconstruction import Reconstructor
+    from cs_models.training.module import ReconstructionModule
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
-ZOO = Path(__file__).resolve().parents[2] / "checkpoints"
+ZOO = shipped("checkpoints")
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,27 @@ def parse_methods(words: Sequence[str], ratios: Sequence[float]) -> list[tuple[M
     """
     pairs = []
     for word in words:
-        if word != "zoo":
-            pairs += [(parse_method(word), ratio) for ratio in ratios]
-            continue
-        for name, files in zoo().items():
-            trained = {percent / 100 for percent in files if percent is not None}
-            served = ratios if None in files else [ratio for ratio in ratios if ratio in trained]
-            pairs += [(MethodSpec(name, name), ratio) for ratio in served]
+        pairs += zoo_pairs(ratios) if word == "zoo" else [(parse_method(word), ratio) for ratio in ratios]
     return list(dict.fromkeys(pairs))
+
+
+def zoo_pairs(ratios: Sequence[float]) -> list[tuple[MethodSpec, float]]:
+    """The networks that are shipped, each with those of the ratios that it has weights for.
+
+    Raises:
+        UserError: if there is none.
+    """
+    networks = zoo()
+    if not networks:
+        raise UserError(f"there are no networks in {ZOO}; reinstall cs-models, or name a checkpoint's path")
+    pairs = []
+    for name, files in networks.items():
+        trained = {percent / 100 for percent in files if percent is not None}
+        served = ratios if None in files else [ratio for ratio in ratios if ratio in trained]
+        pairs += [(MethodSpec(name, name), ratio) for ratio in served]
+    if ratios and not pairs:
+        raise UserError(f"no shipped network has weights for ratio {', '.join(f'{ratio:g}' for ratio in ratios)}")
+    return pairs
 
 
 def load(name: str, ratio: float | None = None) -> ReconstructionModule:

@@ -21,13 +21,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cs_models.errors import UserError, first_line
-from cs_models.networks.diffusion.idm import Canvas
-from cs_models.networks.diffusion.unet import PROMPT_TOKENS, load_unet
+from cs_models.networks.diffusion.stable_diffusion import PROMPT_TOKENS, load_unet
+from cs_models.numerics import relative
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
+from cs_models.operators.canvas import Canvas
 from cs_models.operators.matrices import load_matrix, module_sha256
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver, check_measurements
-from cs_models.solvers.convex import has_orthonormal_rows, relative
+from cs_models.solvers.convex import has_orthonormal_rows
 
 
 class DiffusionModel(nn.Module):

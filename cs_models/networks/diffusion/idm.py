@@ -7,8 +7,6 @@ Wired invertibly at two levels, over the steps and inside the U-Net, its trainin
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
@@ -16,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from cs_models.errors import UserError
-from cs_models.networks.diffusion.unet import InvertibleUNet, build_unet, initialise, load_unet, prune, widen
+from cs_models.networks.diffusion.stable_diffusion import build_unet, initialise, load_unet, prune, widen
+from cs_models.networks.diffusion.unet import InvertibleUNet
 from cs_models.networks.invertible import InvertibleSequence, Wired, stabilise
-from cs_models.operators import MeasurementOperator, Sampling
+from cs_models.operators import MeasurementOperator
+from cs_models.operators.canvas import Canvas
 from cs_models.operators.matrices import load_matrix
-from cs_models.reconstruction import ReconstructionModule, Training
-from cs_models.training.sharding import gather, release, shard
-from cs_models.zoo.checkpoints import check_weights
+from cs_models.training.module import ReconstructionModule
+from cs_models.training.options import Training
 
 # Where training keeps every alpha, since sqrt(1 - alpha_bar) must stay real.
 ALPHA_RANGE = (1e-3, 1 - 1e-3)
@@ -63,33 +61,6 @@ class IDMConfig:
     injector_kernel: Literal[1, 3] | None = 1
     invertible: Invertible = "both"
     start: Literal["back_projection", "noise"] = "back_projection"
-
-
-class Canvas(MeasurementOperator):
-    """An operator seen from a larger image, whose extra rows and columns are not measured."""
-
-    def __init__(self, operator: MeasurementOperator, image_size: tuple[int, int]) -> None:
-        super().__init__(image_size, operator.ratio, operator.noise_sigma)
-        self.operator = operator
-        height, width = operator.image_size
-        self.margin = (0, image_size[1] - width, 0, image_size[0] - height)
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = self.operator.image_size
-        return self.operator(x[..., :height, :width])
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return F.pad(self.operator.adjoint(y), self.margin)
-
-    def pinv(self, y: Tensor) -> Tensor:
-        return F.pad(self.operator.pinv(y), self.margin)
-
-    def resized(self, height: int, width: int) -> Canvas:
-        return Canvas(self.operator, (height, width))
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        return self.operator.spec
 
 
 class DiffusionStep(nn.Module):
@@ -253,31 +224,18 @@ class IDMModule(ReconstructionModule):
         super().__init__(idm, idm.config, training)
 
     def training_loss(
-        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        operator: MeasurementOperator,
+        step: int = 0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        estimate = self.network(y, operator, generator).float()
-        # Here and not before: under FSDP each process holds whole weights from the forward pass on.
-        self.log("train/smallest_v", torch.cat(self.network.all_v()).min())
-        self.log("train/largest_alpha", self.network.alphas.max())
-        return F.l1_loss(estimate, x)
+        return F.l1_loss(self.network(y, operator, generator).float(), x)
 
-    def configure_model(self) -> None:
-        """Under the strategy `FSDP`, split the network and its moving average over the processes."""
-        mesh = self.device_mesh
-        if mesh is None or isinstance(self.network, FSDPModule):
-            return
-        shard(self.network, mesh)
-        if self.ema is not None:
-            shard(self.ema.module, mesh)
-
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
-        # Once for all images, of which the processes may have different numbers.
-        gather(self.evaluated_network)
-
-    def on_validation_epoch_end(self) -> None:
-        release(self.evaluated_network)
-        super().on_validation_epoch_end()
+    def monitored(self) -> dict[str, Tensor]:
+        """What must stay in range for inversion to be stable and every step to be defined."""
+        return {"smallest_v": torch.cat(self.network.all_v()).min(), "largest_alpha": self.network.alphas.max()}
 
     def constrain(self) -> None:
         self.network.constrain()
@@ -295,77 +253,5 @@ class IDMModule(ReconstructionModule):
             return super().reconstruct(y, operator, True)
         if self.config.channels == 1:
             return super().reconstruct(y, operator)
-        self.accepts(operator)
+        self.check_operator(operator)
         return self.evaluated_network.eval()(y, operator).float()
-
-
-# From the authors' names to ours, one substitution after the other. Their state dicts hold every wired layer twice,
-# under its name in the U-Net and as the body of its wiring; the second tells its place in the sequence.
-OFFICIAL_NAMES = (
-    (r"^alpha$", "alphas"),
-    (r"^body\.(\d+)\.v$", r"wiring.sequence.v.\1"),
-    (r"\brev_module_lists\.(\d+)\.(\d+)\.v$", r"groups.\1.v.\2"),
-    (r"\brev_module_lists\.(\d+)\.(\d+)\.body\.", r"groups.\1.layers.\2."),
-    (r"\brev_module_list\.(\d+)\.v$", r"wired.sequence.v.\1"),
-    (r"\brev_module_list\.(\d+)\.body\.", r"wired.sequence.layers.\1."),
-    (r"\binput_help_scale_factor$", "input_scale"),
-    (r"\bmerge_scale_factor(s?)$", r"output_scale\1"),
-    (r"^(input|output)_scale$", r"wiring.\1_scale"),
-    (r"^(unet\.up_blocks\.\d+)\.(input|output)_scale$", r"\1.wired.\2_scale"),
-    (r"^(unet\.down_blocks\.1)\.resnets\.0\.", r"\1.entry."),
-    (r"^(unet\.up_blocks\.\d+)\.resnets\.0\.", r"\1.entry.resnet."),
-    (r"\b(up|down)samplers\.0\.", r"\1sampler."),
-    (r"\b(layers\.\d+)\.(norm|proj_in|proj_out|transformer_blocks)\.", r"\1.transformer.\2."),
-    (r"^(unet\.up_blocks\.\d+\.wired\.sequence\.layers\.\d+)\.(norm\d|conv\w+)\.", r"\1.resnet.\2."),
-    (r"\bf2i\.(\d+)\.1\.", r"to_image.\1."),
-    (r"\bi2f\.(\d+)\.0\.", r"to_features.\1."),
-)
-
-
-def import_idm_state(state: Mapping[str, Tensor]) -> IDMModule:
-    """An IDM with weights in the layout of the authors' code: pruned, with injectors, for luminance.
-
-    No released file was at hand; the layout is that of a state dict of the published code. What shapes do not
-    tell is taken from Stable Diffusion v1.5: 8 attention heads, 32 groups in each normalisation. The sampling
-    matrix is not part of such files.
-
-    Args:
-        state: tensors by their official names.
-
-    Raises:
-        UserError: if names are missing or unknown, or shapes do not fit.
-    """
-    found: dict[str, Tensor] = {}
-    parts: dict[str, dict[int, Tensor]] = {}
-    for official, value in state.items():
-        name = official
-        for pattern, replacement in OFFICIAL_NAMES:
-            name = re.sub(pattern, replacement, name)
-        sequence, _, number = name.rpartition(".v.")
-        if sequence:
-            parts.setdefault(f"{sequence}.v", {})[int(number)] = value
-        elif not re.search(r"\.(resnets|attentions|injectors)\.", name):
-            found[name] = value.reshape(1) if name.endswith("_scale") else value
-    found |= {name: torch.cat([value for _, value in sorted(numbered.items())]) for name, numbered in parts.items()}
-
-    module = IDMModule(_official_config(found), Training(sampling=Sampling(kind="structured", block_size=32)))
-    check_weights(module.network.state_dict(), found, "the weights do not fit IDM")
-    module.network.load_state_dict(found)
-    return module
-
-
-def _official_config(state: Mapping[str, Tensor]) -> IDMConfig:
-    """The architecture that weights under our names belong to."""
-    try:
-        shallow = len(state["unet.conv_in.weight"])
-        middle, decoder_input = (
-            state[f"unet.{block}.conv1.weight"].shape[i]
-            for block, i in (("down_blocks.1.entry", 0), ("up_blocks.0.entry.resnet", 1))
-        )
-        kernel = state["unet.up_blocks.0.wired.sequence.layers.0.to_image.0.weight"].shape[-1]
-        steps = len(state["alphas"])
-    except KeyError as error:
-        raise UserError(f"these are no IDM weights in the authors' layout: nothing in them gives {error}") from error
-    deep = decoder_input - middle
-    widths = (shallow, middle, deep, deep)
-    return IDMConfig(steps, unet={"block_out_channels": widths}, injector_kernel=3 if kernel == 3 else 1)

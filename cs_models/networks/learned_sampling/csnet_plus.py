@@ -18,7 +18,7 @@ from cs_models.networks.learned_sampling.network import (
 )
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.learned import DenseBlocks, Start
-from cs_models.reconstruction import Training
+from cs_models.training.options import Training
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,12 @@ class CSNetPlusModule(LearnedSamplingModule):
         super().__init__(CSNetPlus(network, ratio, sampling.block_size, sampling.seed), network, training)
 
     def training_loss(
-        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        operator: MeasurementOperator,
+        step: int = 0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         final, initial = self.network.estimates(y, operator)
         return (F.mse_loss(final.float(), x) + F.mse_loss(initial, x)) / 2

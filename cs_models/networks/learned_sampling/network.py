@@ -20,7 +20,8 @@ from cs_models.networks.invertible import Context, Wired, stabilise
 from cs_models.operators import BlockOperator, MeasurementOperator, Sampling
 from cs_models.operators.learned import LearnedBlocks
 from cs_models.operators.matrices import tensor_sha256
-from cs_models.reconstruction import ReconstructionModule, Training
+from cs_models.training.module import ReconstructionModule
+from cs_models.training.options import Training
 
 
 class Sensing(nn.Module):
@@ -113,11 +114,13 @@ class LearnedSamplingModule(ReconstructionModule):
         if training.sampling.noise_sigma:
             raise UserError(f"{self.name} learns its sampling without noise; leave sampling.noise_sigma at 0")
 
-    def training_operator(self, image_size: tuple[int, int]) -> MeasurementOperator:
+    def training_operator(
+        self, image_size: tuple[int, int], step: int = 0, device: torch.device | str = "cpu"
+    ) -> MeasurementOperator:
         return self.network.sensing.sampling.operator(image_size)
 
     @torch.no_grad()
-    def natural_operator(
+    def default_operator(
         self, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
     ) -> MeasurementOperator:
         sampling = self._evaluated_sampling
@@ -126,7 +129,7 @@ class LearnedSamplingModule(ReconstructionModule):
         source = {"carried_by": "checkpoint", "sha256": tensor_sha256(sampling.matrix())}
         return sampling.operator(image_size, noise_sigma, source)
 
-    def accepts(self, operator: MeasurementOperator) -> None:
+    def check_operator(self, operator: MeasurementOperator) -> None:
         own = self._evaluated_sampling.matrix()
         if not (
             isinstance(operator, BlockOperator)

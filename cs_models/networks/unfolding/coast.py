@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cs_models.networks.unfolding.modulation import FMU, RFMU, channel_gains
+from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
-from cs_models.reconstruction import ReconstructionModule, Training
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class COAST(UnfoldingNetwork):
         return layer(problem.gradient_step(x, layer.step_size), condition)
 
 
-class COASTModule(ReconstructionModule):
+class COASTModule(UnfoldingModule):
     """COAST or R-COAST for training: mean squared error of the last iteration."""
 
     name = "coast"
     config_class = COASTConfig
 
-    def __init__(self, network: COASTConfig = COASTConfig(), training: Training = Training()) -> None:
+    def __init__(self, network: COASTConfig = COASTConfig(), training: UnfoldingTraining = UnfoldingTraining()) -> None:
         """
         Args:
             network: architecture.

@@ -6,6 +6,7 @@ Sensing", CVPR 2018. RISTA-Net+: "Recursions Are All You Need: Towards Efficient
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 
 from cs_models.errors import UserError
 from cs_models.networks.unfolding.modulation import RFMU, channel_gains
+from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
 from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.matrices import rows_for_ratio
-from cs_models.reconstruction import ReconstructionModule, Training
 from cs_models.solvers.linear import linear_estimator
 
 
@@ -164,7 +165,7 @@ class ISTANet(UnfoldingNetwork):
         return x
 
 
-class ISTANetModule(ReconstructionModule):
+class ISTANetModule(UnfoldingModule):
     """The ISTA-Net family for training: squared error of the last phase + 0.01 x symmetry residuals (Eq. 14).
 
     One network serves one matrix, which the checkpoint carries; ``Q_init`` is estimated from training patches
@@ -180,7 +181,9 @@ class ISTANetModule(ReconstructionModule):
         "import it again with --phi and --qinit"
     )
 
-    def __init__(self, network: ISTANetConfig = ISTANetConfig(), training: Training = Training()) -> None:
+    def __init__(
+        self, network: ISTANetConfig = ISTANetConfig(), training: UnfoldingTraining = UnfoldingTraining()
+    ) -> None:
         """
         Args:
             network: architecture.
@@ -202,7 +205,7 @@ class ISTANetModule(ReconstructionModule):
         if network.start == "linear" and network.rows is None:
             self.carried.add_matrix(self.bank.matrix(sampling.ratios[0]))
 
-    def accepts(self, operator: MeasurementOperator) -> None:
+    def check_operator(self, operator: MeasurementOperator) -> None:
         if self.config.start == "adjoint":
             if isinstance(operator, BlockOperator):
                 raise UserError("this ISTA-Net+ was trained for MRI; it takes Fourier sampling, not blocks")
@@ -220,38 +223,42 @@ class ISTANetModule(ReconstructionModule):
                 f"(ratio {self.carried.ratios()[0]:g}); it takes no other operator"
             )
 
-    def natural_operator(
+    def default_operator(
         self, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
     ) -> MeasurementOperator:
         carried = self.carried.operator(ratio, image_size, noise_sigma)
         if carried is not None:
             return carried
         if self.config.start == "adjoint":
-            return super().natural_operator(ratio, image_size, seed, noise_sigma)
+            return super().default_operator(ratio, image_size, seed, noise_sigma)
         if not self.carried.shapes():
             raise UserError(self._no_matrix)
         raise UserError(
             f"this ISTA-Net was trained for ratio {self.carried.ratios()[0]:g} alone; it has no matrix for {ratio:g}"
         )
 
-    def on_fit_start(self) -> None:
-        network = self.network
+    def prepare(self, patches: Callable[[int, int], Tensor]) -> None:
+        """Estimate ``Q_init`` from training patches, unless a resumed training or `start_from` brought one."""
+        network, averaged = self.network, self.evaluated_network
         assert isinstance(network, ISTANet)
+        assert isinstance(averaged, ISTANet)
         if self.config.start == "adjoint" or bool(network.q_init.any()):
             return
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        patches = datamodule.training_patches(self.patches_for_start, self.training_options.sampling.seed)
-        size = self.training_options.sampling.block_size
-        blocks = rearrange(patches[..., :size, :size].double() / 255, "k c h w -> (k c) (h w)")
+        sampling = self.training_options.sampling
+        size = sampling.block_size
+        pixels = patches(self.patches_for_start, sampling.seed)[..., :size, :size].double() / 255
+        blocks = rearrange(pixels, "k c h w -> (k c) (h w)")
         estimate = linear_estimator(next(self.carried.buffers()).cpu(), blocks.T @ blocks / len(blocks))
         network.q_init.copy_(estimate)
-        if self.ema is not None:
-            self.ema.module.q_init.copy_(estimate)
+        averaged.q_init.copy_(estimate)
 
     def training_loss(
-        self, x: Tensor, y: Tensor, operator: MeasurementOperator, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        operator: MeasurementOperator,
+        step: int = 0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        assert isinstance(self.network, ISTANet)
-        run = self.network.unfold(y, operator, self.training_schedule(), self.training_options.loss_on == "all")
-        error = torch.stack([F.mse_loss(iterate.float(), x) for iterate in run.iterates]).mean()
-        return error + self.symmetry_weight * torch.stack(run.penalties).sum()
+        run = self.training_run(y, operator, step)
+        return self.error(run, x) + self.symmetry_weight * torch.stack(run.penalties).sum()

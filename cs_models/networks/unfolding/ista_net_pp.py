@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule, iterations
-from cs_models.reconstruction import ReconstructionModule, Training
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,15 @@ class ISTANetPP(UnfoldingNetwork):
         return layer(r, condition[-1] if self.with_sigma else None)
 
 
-class ISTANetPPModule(ReconstructionModule):
+class ISTANetPPModule(UnfoldingModule):
     """ISTA-Net++ for training: mean squared error of the last stage (Eq. 8)."""
 
     name = "ista_net_pp"
     config_class = ISTANetPPConfig
 
-    def __init__(self, network: ISTANetPPConfig = ISTANetPPConfig(), training: Training = Training()) -> None:
+    def __init__(
+        self, network: ISTANetPPConfig = ISTANetPPConfig(), training: UnfoldingTraining = UnfoldingTraining()
+    ) -> None:
         """
         Args:
             network: architecture.

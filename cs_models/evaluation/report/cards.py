@@ -1,9 +1,8 @@
 """The zoo's shelf: put a trained network into ``checkpoints/``, and write the cards that tell what it gives.
 
-``python -m cs_models.zoo.cards add runs/r_coast r_coast --hardware "one H200"`` copies the weights of a training with
-its configuration (`NAME.yaml`) and its log (`NAME.csv`). ``python -m cs_models.zoo.cards write OUT1 OUT2`` gathers the
-figures of the zoo's networks from results folders of `eval.py` in ``checkpoints/results.csv`` and writes
-``checkpoints/README.md``.
+``cs-models cards add runs/r_coast r_coast --hardware "one H200"`` copies the weights of a training with its
+configuration (`NAME.yaml`) and its log (`NAME.csv`). ``cs-models cards write OUT1 OUT2`` gathers the figures of the
+zoo's networks from results folders of `eval.py` in ``checkpoints/results.csv`` and writes ``checkpoints/README.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from cs_models.errors import UserError
 from cs_models.evaluation.report.summary import Summary, summarise
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import ResultsFile, to_text, write_table
-from cs_models.zoo.checkpoints import load_checkpoint, save_checkpoint
+from cs_models.training.weights import save_checkpoint
+from cs_models.zoo.checkpoints import load_checkpoint
 from cs_models.zoo.methods import ZOO, zoo
 
 RESULTS = ZOO / "results.csv"
@@ -36,8 +36,8 @@ HEAD = """\
 
 `eval.py --methods NAME` and `cs_models.load("NAME")` find them by name, `--methods zoo` means all of them. Beside each
 `NAME.safetensors` lie `NAME.yaml`, what it was trained with, and `NAME.csv`, validation during training. This page is
-written by `python -m cs_models.zoo.cards write OUT...` from results folders of `eval.py`. Training never saw Set11,
-CBSD68, or the bundled photographs.
+written by `cs-models cards write OUT...` from results folders of `eval.py`. Training never saw Set11, CBSD68, or the
+bundled photographs.
 
 PSNR on the bundled photographs at each network's lowest ratio, over the steps of its last training:
 
@@ -173,7 +173,7 @@ def _earlier_steps(provenance: Mapping[str, Any]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cs_models.zoo.cards", description="Put networks into the zoo.")
+    parser = argparse.ArgumentParser(prog="cs-models cards", description="Put networks into the zoo.")
     commands = parser.add_subparsers(dest="command", required=True)
     adding = commands.add_parser("add", help="copy a training's weights, configuration and log into checkpoints/")
     adding.add_argument("run", type=Path, help="folder of the training")

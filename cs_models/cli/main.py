@@ -1,0 +1,61 @@
+"""``cs-models``: one command, whose subcommands are the programs of this framework."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from cs_models import __version__
+from cs_models.errors import nearest
+
+# Name, what runs it, words that it puts before the user's, one line.
+COMMANDS = {
+    "quickstart": ("cs_models.cli.quickstart:main", (), "train a small network and compare it, in minutes"),
+    "train": ("cs_models.cli.train:main", (), "train a network (train.py)"),
+    "eval": ("cs_models.cli.evaluate:main", (), "compare methods on images or signals (eval.py)"),
+    "list": ("cs_models.cli.evaluate:main", ("--list",), "show every method and data set"),
+    "download": ("datamodules.download:main", (), "fetch a data set and verify it"),
+    "import": ("cs_models.zoo.import_official:main", (), "turn a released checkpoint into one of ours"),
+    "convert": ("cs_models.zoo.checkpoints:main", (), "turn a .ckpt of a training into a .safetensors file"),
+    "iterates": ("cs_models.evaluation.iterates:main", (), "show a reconstruction iteration by iteration"),
+    "merge": ("cs_models.evaluation.report.merge:main", (), "join results folders into one report"),
+    "cards": ("cs_models.evaluation.report.cards:main", (), "put networks into the zoo and write its cards"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status of the subcommand."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"cs-models {__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        print(f"error: unknown command '{name}'{nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    target, first, _ = COMMANDS[name]
+    module, _, function = target.partition(":")
+    status = getattr(importlib.import_module(module), function)([*first, *rest])
+    return int(status or 0)
+
+
+def usage() -> str:
+    """What ``cs-models --help`` prints."""
+    lines = [f"  {name:<12}{summary}" for name, (_, _, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Compressed sensing: train, evaluate and compare reconstruction methods.",
+            "",
+            "usage: cs-models COMMAND [options]; cs-models COMMAND --help says more",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Lightning's command line for `ReconstructionModule`; importing it takes seconds."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import get_loader, set_loader
+from pytorch_lightning import Trainer as LightningTrainer
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from cs_models.cli.configs import renamed
+from cs_models.errors import UserError, first_line
+from cs_models.training.callbacks import ExportCheckpoint, FaultReport, LogConfig, StopOnSigterm, Throughput
+from cs_models.training.checkpoint_io import TrainingCheckpoint
+from cs_models.training.lightning import LightningTraining
+from cs_models.training.module import ReconstructionModule
+from cs_models.training.trainer import Trainer
+from datamodules.patches import PatchDataModule
+
+
+def run(words: Sequence[str] | None) -> LightningCLI:
+    """Parse a command line, that of the process where none is given, and run its subcommand.
+
+    Raises:
+        UserError: for wrong data or settings.
+        jsonargparse.ArgumentError: for arguments or YAML keys that do not parse.
+    """
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_tells_of_this_training)
+    # Lightning's own use of torch, which nobody who trains can change.
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")
+    # wandb.init has a default that is no plain value and that no configuration needs.
+    warnings.filterwarnings("ignore", r"\s*Unable to serialize instance <object object")
+    # The moving average of the weights is meant to be in eval mode.
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+    # One image at a time is validated, read from disk; more processes would not help.
+    warnings.filterwarnings("ignore", r".*does not have many workers")
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: load(renamed(text) if isinstance(text, str) else text))
+    return TrainCLI(
+        LightningTraining,
+        PatchDataModule,
+        trainer_class=Trainer,
+        auto_configure_optimizers=False,
+        save_config_callback=LogConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        trainer_defaults={
+            "callbacks": [
+                ExportCheckpoint(),
+                Throughput(),
+                LearningRateMonitor("step"),
+                StopOnSigterm(),
+                FaultReport(),
+            ],
+            "plugins": {"class_path": "cs_models.training.checkpoint_io.DurableCheckpointIO"},
+            "use_distributed_sampler": False,
+            "enable_model_summary": False,
+        },
+        args=None if words is None else list(words),
+    )
+
+
+def _tells_of_this_training(record: logging.LogRecord) -> bool:
+    """Not for advertisements of other packages, nor for the kinds of devices that a machine lacks."""
+    return not record.getMessage().startswith(("💡", "TPU available: False", "GPU available: False"))
+
+
+class TrainCLI(LightningCLI):
+    """Errors are raised for the caller to show, and a checkpoint never overrides what the user wrote."""
+
+    model: LightningTraining
+
+    def init_parser(self, **kwargs: object) -> LightningArgumentParser:
+        return super().init_parser(**kwargs, exit_on_error=False)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As Lightning's, but `model` is a method, which `LightningTraining` trains."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        defaults = {f"trainer.{key}": value for key, value in self.trainer_defaults.items() if key != "callbacks"}
+        parser.set_defaults(defaults)
+        parser.add_subclass_arguments(ReconstructionModule, "model", fail_untyped=False, required=True)
+        parser.add_lightning_class_args(PatchDataModule, "data")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(TrainingCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {"checkpoint.save_last": True, "checkpoint.save_top_k": 1, "checkpoint.save_on_exception": True}
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        common = {"model", "datamodule"}
+        return {"fit": common | {"train_dataloaders", "val_dataloaders"}, "validate": common | {"dataloaders"}}
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would take the model's settings from the checkpoint; the command line wins here."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what would start and go wrong later, and choose the folder of the run."""
+        config = self.config[self.config.subcommand]
+        self._check_strategy(config)
+        if self.config.subcommand == "fit":
+            self._choose_folder(config)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ImportError as error:
+            raise UserError(f"a package is missing for these settings: {first_line(error)}") from error
+        self.model = LightningTraining(self._get(self.config_init, "model"))
+        self._check_last()
+
+    def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ImportError, ValueError) as error:
+            raise UserError(f"the trainer's settings do not fit together or not this machine: {error}") from error
+
+    def _check_strategy(self, config: Any) -> None:
+        strategy = getattr(config.trainer.strategy, "class_path", str(config.trainer.strategy))
+        splits = any(name in strategy.lower() for name in ("fsdp", "deepspeed", "modelparallel", "model_parallel"))
+        ours = strategy == "cs_models.training.sharding.FSDP" and config.model.class_path.endswith("IDMModule")
+        if splits and not ours:
+            raise UserError(
+                f"--trainer.strategy {strategy} splits the weights over devices; choose ddp, under which every "
+                "network here fits one device, or for IDM --config configs/train/override/fsdp.yaml"
+            )
+
+    def _choose_folder(self, config: Any) -> None:
+        """Give a new training a folder of its own: ``runs/NAME``, or the next of ``runs/NAME_2``, ``runs/NAME_3``.
+
+        With ``--ckpt_path last`` it is the newest of them, with the path of a checkpoint the one that holds it. Loggers
+        other than ours number their folders themselves.
+        """
+        logger = config.trainer.logger
+        if not getattr(logger, "class_path", "").endswith(".ContinuedCSVLogger"):
+            return
+        init = logger.init_args
+        if init.version:
+            return
+        runs = numbered_folders(Path(init.save_dir), init.name)
+        last, checkpoint = config.get("ckpt_path") == "last", Path(config.get("ckpt_path") or "")
+        continued = runs[-1:] if last else [run for run in runs if run in checkpoint.parents]
+        if continued:
+            init.name = continued[0].name
+        elif not last:
+            init.name = next_name(runs, init.name)
+
+    def _check_last(self) -> None:
+        """Refuse ``--ckpt_path last`` where there is no checkpoint; Lightning would start anew."""
+        if self._get(self.config, "ckpt_path") != "last":
+            return
+        callbacks = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, TrainingCheckpoint)]
+        if not any(callback.has_last(self.trainer) for callback in callbacks):
+            raise UserError(
+                f"--ckpt_path last finds no checkpoint of an earlier training in {self.trainer.log_dir}; leave it out "
+                "to start one, or give the path of a .ckpt file (a run of W&B is found again by its name: "
+                "--trainer.logger.init_args.version NAME, the same at every start)"
+            )
+
+
+def numbered_folders(parent: Path, name: str) -> list[Path]:
+    """The folders ``NAME``, ``NAME_2``, ``NAME_3``, ... that hold something, in this order."""
+    found: dict[int, Path] = {}
+    for folder in parent.glob(f"{name}*"):
+        match = re.fullmatch(re.escape(name) + r"(?:_(\d+))?", folder.name)
+        if match and folder.is_dir() and any(folder.iterdir()):
+            found[int(match[1] or 1)] = folder
+    return [found[number] for number in sorted(found)]
+
+
+def next_name(folders: Sequence[Path], name: str) -> str:
+    """The name of the next training after those that have a folder."""
+    if not folders:
+        return name
+    number = re.fullmatch(re.escape(name) + r"(?:_(\d+))?", folders[-1].name)
+    assert number is not None
+    return f"{name}_{int(number[1] or 1) + 1}"

@@ -1,0 +1,38 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file beside its place and rename it into it, so that no reader sees half of one.
+
+    The folder is made where it is missing. If writing fails, the file that was there before stays, and nothing of the
+    new one.
+
+    Yields:
+        the path to write to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def shipped(folder: str) -> Path:
+    """A folder of files that come with the project, ``configs`` or ``checkpoints``.
+
+    A wheel holds it inside the package; in a checkout it lies beside the package.
+    """
+    package = Path(__file__).resolve().parent
+    inside = package / "shipped" / folder
+    return inside if inside.is_dir() else package.parent / folder

@@ -1,0 +1,66 @@
+"""Norms, inner products and linear systems of a batch, one value or one system per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def image_norm(x: Tensor) -> Tensor:
+    """Euclidean norm of everything that belongs to one image: ``(N, ...)`` to ``(N,)``, real."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def image_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Real inner product for each image: ``(N, ...)`` and ``(N, ...)`` to ``(N,)``."""
+    # Unlike vecdot, einsum keeps no product of the size of the images.
+    return torch.einsum("nk,nk->n", a.flatten(1).conj(), b.flatten(1)).real
+
+
+def relative(change: Tensor, reference: Tensor) -> Tensor:
+    """Norm of a change ``(N, ...)`` as a share of the norm of a reference ``(N, ...)``; 0 where nothing changes."""
+    norm = image_norm(reference)
+    return image_norm(change) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def per_image(factor: Tensor, like: Tensor) -> Tensor:
+    """Factors ``(N,)`` in a shape that broadcasts against ``(N, ...)``."""
+    return factor.view(-1, *[1] * (like.ndim - 1))
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    right: Tensor,
+    iterations: int = 20,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """Solve ``M k = right`` for each image of a batch ``(N, ...)``.
+
+    Args:
+        apply: k -> M k, symmetric and positive definite.
+        right: right-hand sides.
+        iterations: at most; how near they come depends on the condition of M.
+        precondition: k -> about ``M^-1 k``, symmetric and positive definite.
+        tolerance: an image is left as it is once the norm of its residual is at most this share of the right-hand
+            side's.
+    """
+    k, residual = torch.zeros_like(right), right
+    direction = right if precondition is None else precondition(right)
+    energy = image_dot(residual, direction)
+    tiny = torch.finfo(energy.dtype).tiny
+    for _ in range(iterations):
+        # What an image has reached must not depend on its neighbours in the batch.
+        active = relative(residual, right) > tolerance
+        if not active.any():
+            break
+        mapped = apply(direction)
+        step = torch.where(active, energy / image_dot(direction, mapped).clamp_min(tiny), 0)
+        k, residual = k + per_image(step, right) * direction, residual - per_image(step, right) * mapped
+        turned = residual if precondition is None else precondition(residual)
+        following = image_dot(residual, turned)
+        direction = turned + per_image(following / energy.clamp_min(tiny), right) * direction
+        energy = following
+    return k

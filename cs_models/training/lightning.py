@@ -1,0 +1,254 @@
+"""The one LightningModule, which trains any `ReconstructionModule`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins import MixedPrecision
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torchmetrics import MeanMetric
+
+from cs_models.errors import UserError
+from cs_models.metrics import psnr, ssim
+from cs_models.operators.bank import mix
+from cs_models.training.module import ReconstructionModule
+from cs_models.training.options import OPTIMISER_SETTINGS, Training
+from cs_models.training.panels import log_panel
+from cs_models.training.sharding import gather, release, shard
+
+SMALLEST_LOSS = 1e-12  # whose logarithm is still taken; 120 dB for a squared error
+
+
+class NonFiniteLossError(UserError):
+    """Training met a loss that is no finite number."""
+
+
+class LightningTraining(pl.LightningModule):
+    """Trains a method: measures, computes its loss, optimises, validates, averages weights, resumes.
+
+    Attributes:
+        method: what is trained.
+        skipped_batches: how many batches gave no finite loss so far and were passed over.
+    """
+
+    method: ReconstructionModule
+
+    def __init__(self, method: ReconstructionModule) -> None:
+        """
+        Args:
+            method: what is trained; its `training_options` say how.
+        """
+        super().__init__()
+        options = method.training_options
+        if options.ema_decay is not None:
+            method.ema = ModelEmaV3(method.network, decay=options.ema_decay, use_warmup=True).requires_grad_(False)
+        if options.compile:
+            method.compile_layers()
+        # Its parts are registered here, not itself: checkpoints name weights as `network...`, whoever trains them.
+        self.__dict__["method"] = method
+        for name, part in method.named_children():
+            self.add_module(name, part)
+        self.skipped_batches = 0
+        self._skip_step = False
+        self._schedule_steps: int | None = None
+        self._resumed_schedule_steps: int | None = None
+        self._resumed_training: dict[str, Any] = {}
+        self._validation: dict[str, list[Tensor]] = {}
+        self._panels: list[tuple[str, Tensor]] = []
+
+    @property
+    def options(self) -> Training:
+        """How the method is trained."""
+        return self.method.training_options
+
+    def configure_model(self) -> None:
+        """Under the strategy `FSDP`, split the network and its moving average over the processes."""
+        network, mesh = self.method.network, self.device_mesh
+        if mesh is None or isinstance(network, FSDPModule):
+            return
+        shard(network, mesh)
+        if self.method.ema is not None:
+            shard(self.method.evaluated_network, mesh)
+
+    def on_fit_start(self) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            self.method.prepare(datamodule.training_patches)
+
+    # Steps
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Loss of a batch.
+
+        The operator and the schedule are the same in every process, as in one process with the whole batch. The noise
+        differs: every process has other images.
+
+        Raises:
+            NonFiniteLossError: in all processes, where the loss of any is not finite.
+        """
+        x = batch.float() / 255
+        operator = self.method.training_operator((x.shape[-2], x.shape[-1]), self.global_step, self.device)
+        seed = self.options.sampling.seed
+        generator = torch.Generator().manual_seed(mix(seed, self.global_step, batch_idx, self.global_rank))
+        y = operator.measure(x, generator)
+        loss = self.method.training_loss(x, y, operator, self.global_step, generator)
+        # Here and not before: under FSDP each process holds whole weights from the forward pass on.
+        self.log_dict({f"train/{name}": value for name, value in self.method.monitored().items()})
+        if self.options.log_loss:
+            loss = loss.clamp_min(SMALLEST_LOSS).log()
+        if not self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):
+            return self._not_finite(loss)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _not_finite(self, loss: Tensor) -> Tensor:
+        if self.options.non_finite == "stop":
+            raise NonFiniteLossError(f"the loss is not finite at step {self.global_step}: {float(loss)} here")
+        self.skipped_batches += 1
+        self._skip_step = True
+        self.log("train/skipped_batches", float(self.skipped_batches))
+        # Gradients of zero, because DDP waits for some.
+        return 0 * torch.stack([weight.sum() for weight in self.method.network.parameters()]).sum()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._skip_step:
+            optimizer.zero_grad()  # weights without a gradient stay as they are
+            self._skip_step = False
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for fused optimisers under any mixed precision. Only a gradient scaler (fp16),
+        # with which the optimiser is not fused, would make that wrong.
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip(self.method.network.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.method.constrain()
+        # Here, and not in a hook at the end of the batch, which runs after a checkpoint of this step is written.
+        if isinstance(self.method.ema, ModelEmaV3):
+            self.method.ema.update(self.method.network, step=self.global_step)
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation, self._panels = {}, []
+        # Once for all images, of which the processes may have different numbers.
+        gather(self.method.evaluated_network)
+
+    def validation_step(self, batch: tuple[Tensor, Sequence[str]], batch_idx: int) -> None:
+        x, names = batch
+        panels = [x] if batch_idx < self.options.panel_images else []
+        for ratio in self.options.validation_ratios or self.options.sampling.ratios:
+            operator = self.method.default_operator(ratio, (x.shape[-2], x.shape[-1])).to(self.device)
+            estimate = self.method.reconstruct(operator(x), operator).clamp(0, 1)
+            self._validation.setdefault(f"val/psnr_{100 * ratio:g}", []).append(psnr(estimate, x))
+            self._validation.setdefault(f"val/ssim_{100 * ratio:g}", []).append(ssim(estimate, x))
+            if panels:
+                panels.append(estimate)
+        if panels:
+            self._panels.append((names[0], torch.cat(panels, dim=-1)[0].cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        release(self.method.evaluated_network)
+        means = []
+        for key, values in self._validation.items():
+            metric = MeanMetric().to(self.device)
+            metric.update(torch.cat(values))
+            mean = metric.compute()
+            self.log(key, mean, rank_zero_only=True)
+            if key.startswith("val/psnr"):
+                means.append(mean)
+        if means:
+            self.log("val/psnr", torch.stack(means).mean(), prog_bar=True)
+        if self.logger is not None and self.trainer.is_global_zero:
+            for image_name, panel in self._panels:
+                log_panel(self.logger, f"panel/{image_name.replace('/', '_')}", panel, self.global_step)
+
+    # Optimiser and checkpoints
+
+    def configure_optimizers(self) -> Any:
+        options = self.options
+        optimizer = torch.optim.AdamW(
+            self.method.network.parameters(),
+            options.learning_rate,
+            weight_decay=options.weight_decay,
+            fused=getattr(self.trainer.precision_plugin, "scaler", None) is None,
+        )
+        if options.schedule == "constant":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError(f"the schedule {options.schedule} needs an end: give --trainer.max_steps or max_epochs")
+        self._schedule_steps = int(steps)
+        scheduler = _scheduler(optimizer, options, self._schedule_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["cs_models"] = self.method.header()
+        checkpoint["skipped_batches"] = self.skipped_batches
+        checkpoint["schedule_steps"] = self._schedule_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped_batches = checkpoint.get("skipped_batches", 0)
+        self._resumed_schedule_steps = checkpoint.get("schedule_steps")
+        theirs, ours = (json.loads(json.dumps(header)) for header in (checkpoint["cs_models"], self.method.header()))
+        self._resumed_training = theirs["training"]
+        if theirs["model"] != self.method.name:
+            raise UserError(f"the checkpoint holds the network {theirs['model']}, this run trains {self.method.name}")
+        for key in ours["network"].keys() - self.method.without_effect:
+            if theirs["network"].get(key) != ours["network"][key]:
+                raise UserError(
+                    f"the checkpoint's network has {key} = {theirs['network'].get(key)}, that of this run "
+                    f"{key} = {ours['network'][key]}; resume with the configuration that the training started with"
+                )
+
+    def on_train_start(self) -> None:
+        """Refuse to resume with other settings of the optimiser, which those of the checkpoint would override.
+
+        Raises:
+            UserError: if they differ, or the schedule of the checkpoint ends at another step.
+        """
+        for key in OPTIMISER_SETTINGS if self._resumed_training else ():
+            before, now = self._resumed_training.get(key), json.loads(json.dumps(getattr(self.options, key)))
+            if before != now:
+                raise UserError(
+                    f"the checkpoint was trained with {key} = {before}, which holds until its end, this run asks for "
+                    f"{now}; to change it, start from its weights with --model.init_args.training.start_from FILE"
+                )
+        planned, kind = self._resumed_schedule_steps, self.options.schedule
+        if kind in ("one_cycle", "cosine") and planned not in (None, self._schedule_steps):
+            raise UserError(
+                f"the {kind} schedule of the checkpoint ends at step {planned}, that of this run at step "
+                f"{self._schedule_steps}; go on with --trainer.max_steps {planned}, or start from its weights with "
+                "--model.init_args.training.start_from FILE"
+            )
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, options: Training, total: int) -> torch.optim.lr_scheduler.LRScheduler:
+    schedulers = torch.optim.lr_scheduler
+    if options.schedule == "one_cycle":
+        return schedulers.OneCycleLR(optimizer, options.learning_rate, total_steps=total)
+    if options.schedule == "step" and options.milestones:
+        return schedulers.MultiStepLR(optimizer, list(options.milestones), options.step_factor)
+    if options.schedule == "step":
+        return schedulers.StepLR(optimizer, options.step_every, options.step_factor)
+    cosine = schedulers.CosineAnnealingLR(optimizer, max(1, total - options.warmup_steps))
+    if options.warmup_steps == 0:
+        return cosine
+    warmup = schedulers.LinearLR(optimizer, 1 / options.warmup_steps, total_iters=options.warmup_steps)
+    return schedulers.SequentialLR(optimizer, [warmup, cosine], [options.warmup_steps])

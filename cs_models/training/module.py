@@ -1,0 +1,207 @@
+"""A network, how it is trained and what it is sampled with: what every network's file ends in.
+
+Nothing here needs Lightning, so a trained network is loaded and run without it; `LightningTraining` trains it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, overload
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from cs_models.errors import UserError
+from cs_models.operators import MeasurementOperator, SamplingBank, make_operator
+from cs_models.operators.carried import CarriedSampling
+from cs_models.operators.matrices import tensor_sha256
+from cs_models.reconstruction import Reconstructor, Solution
+from cs_models.training.options import Training
+from cs_models.training.weights import load_weights
+
+
+class ReconstructionModule(nn.Module, Reconstructor):
+    """A network, how it is trained, and what it was sampled with.
+
+    Subclasses give `name`, `config_class` and a network called as ``network(y, operator)``; they override
+    `training_loss` where the paper's loss is not a mean squared error.
+
+    Attributes:
+        name: of the model, as checkpoints remember it.
+        config_class: type of `config`.
+        training_class: type of `training_options`.
+        network: maps (y, A) of one-channel images to images.
+        config: architecture, a dataclass of plain values.
+        without_effect: fields of `config` that change neither weights nor results, such as where weights came from.
+        training_options: how it is trained.
+        carried: matrices that travel with the weights.
+        provenance: where the weights come from, ready for JSON.
+        ema: the moving average of the network's weights, while it is trained with one.
+    """
+
+    name: str
+    config_class: type
+    training_class: type[Training] = Training
+    without_effect: frozenset[str] = frozenset()
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.config = config
+        self.training_options = training
+        self.bank = SamplingBank(training.sampling)
+        self.carried = CarriedSampling()
+        self.provenance: dict[str, Any] = {}
+        if training.start_from is not None:
+            self.provenance["start_from"] = load_weights(network, training.start_from)
+        self.ema: nn.Module | None = None
+
+    def compile_layers(self) -> None:
+        """Run through torch.compile from now on."""
+        self.network.compile()
+
+    # Reconstruction
+
+    @property
+    def evaluated_network(self) -> nn.Module:
+        """The network whose results count: the moving average where there is one."""
+        return self.network if self.ema is None else self.ema.get_submodule("module")
+
+    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        """Reconstruct images of any number of channels, each channel by itself.
+
+        Raises:
+            UserError: if the network cannot work with this operator.
+        """
+        return Solution(self.reconstruct(y, operator))
+
+    @overload
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[True]) -> list[Tensor]: ...
+
+    @torch.no_grad()
+    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: bool = False) -> Tensor | list[Tensor]:
+        """The images ``(N, C, H, W)``, or those after each iteration of an unfolding network.
+
+        Raises:
+            UserError: if the network cannot work with this operator, or has no iterations to return.
+        """
+        self.check_operator(operator)
+        planes = rearrange(y, "n c ... -> (n c) 1 ...")
+        estimates = self.estimates(self.evaluated_network.eval(), planes, operator, return_all)
+        images = [rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float() for x in estimates]
+        return images if return_all else images[0]
+
+    def estimates(
+        self, network: nn.Module, y: Tensor, operator: MeasurementOperator, keep_all: bool = False
+    ) -> list[Tensor]:
+        """What a network makes of one-channel images: the final estimate, or with `keep_all` each intermediate one.
+
+        Raises:
+            UserError: if the network has no intermediate estimates.
+        """
+        if keep_all:
+            raise UserError(f"{self.name} has no intermediate reconstructions; unfolding networks have")
+        return [network(y, operator)]
+
+    def forward(self, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        """The same as `reconstruct`."""
+        return self.reconstruct(y, operator)
+
+    def check_operator(self, operator: MeasurementOperator) -> None:
+        """Raise UserError if the network cannot reconstruct from this operator; the base class takes any."""
+
+    @property
+    def schedule(self) -> tuple[int, ...] | None:
+        """How often each layer is applied; None for networks that repeat no layers."""
+        return None
+
+    def set_schedule(self, iterations_per_layer: Sequence[int]) -> None:
+        """Apply the layers that often from now on.
+
+        Raises:
+            UserError: if the network has no layers to repeat, or the schedule does not fit.
+        """
+        raise UserError(f"{self.name} takes no iterations_per_layer; unfolding networks do")
+
+    def default_operator(
+        self, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
+    ) -> MeasurementOperator:
+        """What the network is evaluated with by default: the carried matrix, or a seeded one, unseen in training."""
+        carried = self.carried.operator(ratio, image_size, noise_sigma)
+        if carried is not None:
+            return carried
+        sampling = self.training_options.sampling
+        spec = sampling.kind if sampling.kind == "fourier" else f"{sampling.kind}:{sampling.block_size}"
+        return make_operator(spec, ratio, image_size, seed, noise_sigma)
+
+    def settings(self) -> dict[str, Any]:
+        weights = {key: tensor_sha256(value) for key, value in self.evaluated_network.state_dict().items()}
+        digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+        # Some of it changes what the network computes and no weight.
+        architecture = {key: value for key, value in asdict(self.config).items() if key not in self.without_effect}
+        return {
+            "model": self.name,
+            "network": architecture,
+            "weights": digest,
+            "iterations_per_layer": self.schedule and list(self.schedule),
+        }
+
+    # Training
+
+    def training_operator(
+        self, image_size: tuple[int, int], step: int = 0, device: torch.device | str = "cpu"
+    ) -> MeasurementOperator:
+        """What a training step measures with; drawn from the bank unless a subclass learns its sampling."""
+        return self.bank.draw(step, image_size, device)
+
+    def training_loss(
+        self,
+        x: Tensor,
+        y: Tensor,
+        operator: MeasurementOperator,
+        step: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Loss of a batch of images ``(N, 1, H, W)``; mean squared error unless a subclass says otherwise.
+
+        Args:
+            x: the images.
+            y: their measurements.
+            operator: what measured them.
+            step: number of the training step; what a step draws depends on it and on the seed alone.
+            generator: random state of this batch, on the CPU; torch's own where it is not given.
+        """
+        return F.mse_loss(self.network(y, operator).float(), x)
+
+    def monitored(self) -> dict[str, Tensor]:
+        """Numbers to log after each loss, by name; none by default."""
+        return {}
+
+    def prepare(self, patches: Callable[[int, int], Tensor]) -> None:
+        """Compute what the network takes from training data before the first step; nothing by default.
+
+        Args:
+            patches: gives so many training patches ``(count, C, s, s)`` as uint8, drawn with a seed.
+        """
+
+    def constrain(self) -> None:
+        """Project the weights to where they must lie, after each optimiser step; by default anywhere."""
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the weights that `cs_models.zoo.checkpoints.load_checkpoint` needs, ready for JSON."""
+        return {
+            "model": self.name,
+            "network": asdict(self.config),
+            "training": asdict(self.training_options),
+            "carried": self.carried.shapes(),
+            "provenance": self.provenance,
+        }

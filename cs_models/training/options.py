@@ -1,0 +1,73 @@
+"""How a network is trained: one section of the YAML serves every network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cs_models.errors import UserError
+from cs_models.operators import Sampling
+from cs_models.operators.matrices import check_ratio
+
+# What an optimiser and its schedule take from a checkpoint.
+OPTIMISER_SETTINGS = (
+    "learning_rate", "schedule", "warmup_steps", "step_every", "milestones", "step_factor", "weight_decay",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    Attributes:
+        sampling: ratios and matrices.
+        learning_rate: of Adam, the largest one of the schedule.
+        schedule: "constant"; "one_cycle" or "cosine" over all optimiser steps, cosine after a linear warm-up;
+            "step" multiplies by `step_factor` every `step_every` steps, or after the steps of `milestones`.
+        warmup_steps: of "cosine".
+        step_every: of "step".
+        milestones: of "step": numbers of steps, in place of `step_every`.
+        step_factor: of "step".
+        weight_decay: decoupled (AdamW).
+        ema_decay: decay of the exponential moving average of the weights, which validation and export then use;
+            None for none.
+        log_loss: minimise the logarithm of each process's batch loss, which is also what is logged. An error then
+            counts in proportion, at the high ratios, where all errors are small, as much as at the low ones: of a
+            squared error it is the PSNR.
+        compile: run the network's layers through torch.compile; the first steps take longer.
+        non_finite: what to do where the loss of any process is no finite number: "stop" with an error, or "skip" the
+            optimiser's step in all processes and count it.
+        panel_images: how many validation images are shown to the logger.
+        validation_ratios: CS ratios to validate at; None for those of `sampling`.
+        start_from: a checkpoint of the same architecture whose weights training starts from.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "one_cycle", "cosine", "step"] = "constant"
+    warmup_steps: int = 0
+    step_every: int = 10_000
+    milestones: tuple[int, ...] = ()
+    step_factor: float = 0.5
+    weight_decay: float = 0.0
+    ema_decay: float | None = None
+    log_loss: bool = False
+    compile: bool = False
+    non_finite: Literal["stop", "skip"] = "stop"
+    panel_images: int = 2
+    validation_ratios: tuple[float, ...] | None = None
+    start_from: str | None = None
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "learning_rate": (self.learning_rate >= 0, "at least 0"),
+            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
+            "step_every": (self.step_every >= 1, "at least 1"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "ema_decay": (self.ema_decay is None or 0 <= self.ema_decay < 1, "in [0, 1), or null for none"),
+        }
+        for name, (holds, expected) in allowed.items():
+            if not holds:
+                raise UserError(f"training.{name} must be {expected}, got {getattr(self, name)}")
+        for ratio in self.validation_ratios or ():
+            check_ratio(ratio)

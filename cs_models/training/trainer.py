@@ -1,0 +1,61 @@
+"""Lightning's trainer with a precision that suits the device."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.accelerators import Accelerator
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from cs_models.precision import EMULATED_BF16, computes_bf16
+
+Chosen = Literal["32-true", "32", "16-mixed", "16", "bf16-mixed", "bf16", 32, 16]
+Precision = Literal["auto"] | Chosen
+
+
+class Trainer(pl.Trainer):
+    """Lightning's `Trainer`, except for what "auto" means."""
+
+    def __init__(
+        self, *, accelerator: str | Accelerator = "auto", precision: Precision | None = "auto", **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            accelerator: "auto" takes CUDA where there is a GPU and the CPU elsewhere; Apple's MPS only by its name,
+                since it lacks the float64 that parts of the operators need.
+            precision: "auto" takes bfloat16 where the device computes in it natively, float16 on older GPUs, float32
+                elsewhere. "16-mixed" means the same as "auto" on a CPU.
+            kwargs: everything else of Lightning's `Trainer`.
+        """
+        if accelerator == "auto":
+            accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        kind = accelerator if isinstance(accelerator, str) else accelerator.name()
+        device = torch.device("cuda" if kind in ("cuda", "gpu") and torch.cuda.is_available() else "cpu")
+        super().__init__(accelerator=accelerator, precision=choose_precision(precision, device), **kwargs)
+
+
+def choose_precision(asked: Precision | None, device: torch.device) -> Chosen:
+    """What Lightning is to train in on a device; a line on the error stream says where that is not what was asked for.
+
+    Args:
+        asked: see `Trainer`.
+        device: where training runs.
+    """
+    native = computes_bf16(device)
+    usual: Chosen = "bf16-mixed" if native else "16-mixed" if device.type == "cuda" else "32-true"
+    if asked is None or asked == "auto":
+        return usual
+    if asked in ("16-mixed", "16", 16) and device.type == "cpu":
+        _say(f"precision 16-mixed is for GPUs: on this CPU training runs in {usual}")
+        return usual
+    if asked in ("bf16-mixed", "bf16") and device.type == "cpu" and not native:
+        _say(f"this CPU has no bfloat16: training in it is {EMULATED_BF16}; --trainer.precision auto avoids that")
+    return asked
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -97,16 +97,20 @@ class SamplingBank:
 
     def matrix(self, ratio: float, index: int = 0, device: torch.device | str = "cpu") -> Tensor:
         """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows."""
-        n = self.sampling.block_size**2
         if index not in self._matrices:
-            rows = self._rows(max(self.sampling.ratios))
-            if self.sampling.matrices == "pca":
-                self._matrices[index] = principal_rows(rows, self.sampling.block_size)
-            else:
-                seed = FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
-                self._matrices[index] = orthonormal_rows(gaussian_matrix(rows, n, seed)).float()
+            self._matrices[index] = self._largest(index)
         self._matrices[index] = self._matrices[index].to(device)
         return self._matrices[index][: self._rows(ratio)]
+
+    def _largest(self, index: int) -> Tensor:
+        """Matrix number `index` with the rows of the largest ratio."""
+        size, rows = self.sampling.block_size, self._rows(max(self.sampling.ratios))
+        if self.sampling.matrices == "pca":
+            return principal_rows(rows, size)
+        return orthonormal_rows(gaussian_matrix(rows, size**2, self._seed(index))).float()
+
+    def _seed(self, index: int) -> int:
+        return FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
 
     def _rows(self, ratio: float) -> int:
         n = self.sampling.block_size**2
@@ -122,11 +126,9 @@ class SamplingBank:
         device: torch.device | str,
     ) -> MeasurementOperator:
         if self.sampling.kind == "fourier":
-            seed = FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
-            return FourierOperator.radial(ratio, image_size, seed, noise_sigma).to(device)
-        principal = self.sampling.matrices == "pca"
+            return FourierOperator.radial(ratio, image_size, self._seed(index), noise_sigma).to(device)
         seeded = {"bank_seed": self.sampling.seed, "index": index}
-        source = principal_source(self.sampling.block_size) if principal else seeded
+        source = principal_source(self.sampling.block_size) if self.sampling.matrices == "pca" else seeded
         matrix = self.matrix(ratio, index, device)
         if self.sampling.kind == "structured":
             return StructuredOperator(matrix, image_size, permutation_seed, ratio, noise_sigma, source)

@@ -23,7 +23,9 @@ from torch import Tensor
 from cs_models.errors import UserError
 from cs_models.operators.matrices import orthonormal_rows
 
-# Block sizes whose components are part of the package, and the sha256 of their files.
+# Block sizes whose components are part of the package, and the sha256 of their files, which the command of
+# `cs_models.operators.principal` wrote from Train400 and T91. Checkpoints name these rows by the word "pca" alone, so a
+# file that is computed anew may not take their place.
 SHA256 = {
     32: "d392af06107fb3582d5ac53f73460c20bfe4063273a81397a770037181dfbb7a",
     33: "c074c3b811f174eb8fc21e71681fd06f39b8100e692759ae9153bb82a477ee9c",

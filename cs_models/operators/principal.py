@@ -15,23 +15,26 @@ from cs_models.moments import second_moment
 from cs_models.operators.components import COMMAND, assemble, components, pack
 from datamodules.catalog import find_images, fingerprint
 
+SMALLEST_BLOCK = 4  # smaller ones lack a class of symmetry
+LARGEST_BLOCK = 64  # whose moment takes 134 MB
+
 
 def compute(training_sets: tuple[str, ...], block_size: int, data_dir: str | Path | None, suffix: str) -> bytes:
     """A file of the eigenvectors of ``E[x x^T]`` over the blocks of image sets, not centred.
 
     Args:
         training_sets: names of image sets or folders.
-        block_size: B, at least 2.
+        block_size: B, from 4 to 64.
         data_dir: where the sets are, see `datamodules.catalog.resolve_data_dir`.
         suffix: ".safetensors" for the package's compact form, ".npy" for the rows ``(B^2, B^2)`` in float32.
 
     Raises:
-        UserError: if the suffix is another one, B is smaller, a set is unknown or no image holds a block.
+        UserError: if the suffix or B is another one, a set is unknown or no image holds a block.
     """
     if suffix not in (".safetensors", ".npy"):
         raise UserError(f"--out ends with '{suffix}'; expected .npy for --operator, or .safetensors for the package")
-    if block_size < 2:
-        raise UserError(f"--block_size must be at least 2, got {block_size}")
+    if not SMALLEST_BLOCK <= block_size <= LARGEST_BLOCK:
+        raise UserError(f"--block_size must be {SMALLEST_BLOCK} to {LARGEST_BLOCK}, got {block_size}")
     tensors = components(second_moment(training_sets, block_size, data_dir))
     if suffix == ".npy":
         content = io.BytesIO()

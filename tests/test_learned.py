@@ -243,6 +243,7 @@ def test_the_ratio_and_the_sampling_are_part_of_the_checkpoint(tmp_path: Path) -
     [
         (lambda: CSNetPlusModule(), "one ratio"),
         (lambda: CSNetPlusModule(training=training(kind="structured")), "kind 'block'"),
+        (lambda: CSNetPlusModule(training=Training(Sampling((0.5,), matrices="pca"))), "'pca' would change nothing"),
         (lambda: RKCCSNetModule(training=training(noise_sigma=5.0)), "without noise"),
         (lambda: RKCCSNetModule(training=training(0.3)), "ratio 0.25, 0.5, 0.75 or 1"),
         (lambda: RKCCSNet(RKCCSNetConfig(4, 1), 0.5, block_size=9), "even block_size"),

@@ -39,6 +39,9 @@ OPERATORS = {
     "block, every measurement": lambda: make_operator("block:8", 1.0, (16, 16)),
     "block, plain Gaussian": lambda: BlockOperator(gaussian_matrix(20, 64, 3), (16, 13)),
     "block, repeated rows": lambda: BlockOperator(gaussian_matrix(10, 64, 3).repeat(2, 1), (16, 13)),
+    "block, principal components": lambda: make_operator("block:pca", 0.1, (66, 33)),
+    "block, principal components and a remainder": lambda: make_operator("block:pca:32", 0.05, (40, 35)),
+    "block, principal components and a large remainder": lambda: make_operator("block:pca", 0.5, (58, 58)),
     "structured": lambda: make_operator("structured:8", 0.3, (32, 24)),
     "structured with padding": lambda: make_operator("structured:8", 0.3, (19, 17)),
     "column": lambda: make_operator("column", 0.3, (40, 21)),
@@ -152,7 +155,7 @@ def test_float32_under_autocast(name: str) -> None:
     torch.testing.assert_close(image, operator.adjoint(y), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["block:8", "structured:8", "pixel"])
+@pytest.mark.parametrize("kind", ["block:8", "block:pca", "structured:8", "pixel"])
 def test_smaller_ratios_measure_a_part_of_larger_ones(kind: str) -> None:
     x = torch.rand(1, 1, 24, 24)
     small, large = make_operator(kind, 0.1, (24, 24), seed=5), make_operator(kind, 0.5, (24, 24), seed=5)
@@ -307,10 +310,17 @@ def test_bad_matrix_files(tmp_path: Path, kind: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["blok", "block:x", "column:8", "block:0", "phi.txt"])
+BAD_WORDS = [
+    "blok", "block:x", "column:8", "block:0", "phi.txt",
+    "block:pac", "block:pca32", "block:pca:x", "block:pca:0", "block:pca:16", "block:pca:pca", "structured:pca",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", BAD_WORDS)
 def test_bad_operator_words(spec: str) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as caught:
         make_operator(spec, 0.1, (33, 33))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.1, float("nan")])

@@ -156,12 +156,14 @@ def learned_ratio(sampling: Sampling, name: str) -> float:
     """The one ratio that a network learns its sampling for.
 
     Raises:
-        UserError: if the sampling names several, or no blocks.
+        UserError: if the sampling names several, no blocks or a matrix that is given.
     """
     if len(sampling.ratios) != 1 or sampling.kind != "block":
         raise UserError(
             f"{name} learns the sampling of blocks for one ratio: give one in sampling.ratios, and kind 'block'"
         )
+    if sampling.matrices == "pca":
+        raise UserError(f"{name} learns its sampling, so sampling.matrices 'pca' would change nothing; leave it out")
     return sampling.ratios[0]
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from PIL import Image
+from programs import peak_resident_bytes
 from skimage import data
 from torch import Tensor
 
@@ -105,7 +105,7 @@ def measure(case: Case, ratio: float | None) -> tuple[float, float, float, float
     """Seconds, peak memory in GB, PSNR in dB, and F of the l1 problem from a share of the pixels (nan without one)."""
     torch.set_num_threads(1)
     elapsed, estimate, x = case()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = peak_resident_bytes() / 1e9
     value = float("nan")
     if ratio is not None:
         operator = PixelOperator((x.shape[-2], x.shape[-1]), ratio)

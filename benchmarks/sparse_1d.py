@@ -92,7 +92,7 @@ class Table:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines: list[list[str]] = []
         if path.exists():
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 header, *self._lines = csv.reader(file)
             if header != COLUMNS:
                 raise UserError(f"{path} is another kind of table; choose another --out")

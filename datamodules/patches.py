@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import compress
 from typing import Any, Literal, get_args
 
@@ -203,12 +205,8 @@ class ResumableLoader(DataLoader[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         # A generator: workers start at the first `next`, after Lightning has restored the number.
         sampler = self.sampler
-        on_child_end = signal.getsignal(signal.SIGCHLD)
-        batches = super().__iter__()
-        # torch would have the death of a worker raised by a signal handler: at any point, even while its other sign, a
-        # broken connection, is being reported. Without the handler `next` alone raises it.
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) != on_child_end:
-            signal.signal(signal.SIGCHLD, on_child_end or signal.SIG_DFL)
+        with _same_handler(getattr(signal, "SIGCHLD", None)):
+            batches = super().__iter__()
         for batch in batches:
             if isinstance(sampler, EpochSampler):  # Lightning's overfit_batches puts another in its place
                 sampler.delivered += 1
@@ -218,6 +216,30 @@ class ResumableLoader(DataLoader[Tensor]):
     def delivered(self) -> int:
         """How many batches were delivered since the start of training; the number of the next one."""
         return self.sampler.delivered if isinstance(self.sampler, EpochSampler) else 0
+
+
+@contextmanager
+def _same_handler(number: signal.Signals | None) -> Iterator[None]:
+    """Keep the handler of SIGCHLD, a signal that Windows does not have, while a loader starts its workers.
+
+    torch would have the death of a worker raised by a signal handler: at any point, even while its other sign, a
+    broken connection, is being reported. Without the handler `next` alone raises it.
+    """
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(number)
+    yield
+    if signal.getsignal(number) != handler:
+        signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _start_method(num_workers: int) -> str | None:
+    """How workers start: by fork where that is safe, since they then share the images; None: as Python does.
+
+    From 3.14 on, Python on Linux would start them by other means and copy the images into each.
+    """
+    return "fork" if num_workers and sys.platform == "linux" else None
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -355,6 +377,7 @@ class PatchDataModule(pl.LightningDataModule):
             sampler=self._numbers,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            multiprocessing_context=_start_method(self.num_workers),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_ignore_stop_signals,
             generator=torch.Generator(),  # so that starting an epoch takes nothing from the global random state

@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cs_models.checkpoints import load_checkpoint, save_checkpoint
-from cs_models.linear import LinearEstimate
-from cs_models.unfolding.coast import COASTConfig, COASTModule
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cs_models.errors import UserError
 from cs_models.metrics import psnr
 from cs_models.moments import second_moment
+from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
+from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.operators import BlockOperator, Sampling, SamplingBank, make_operator
 from cs_models.operators.components import SHA256, assemble, components, pack, read_components, symmetry_bases
 from cs_models.operators.principal import main
-from cs_models.reconstruction import Training
+from cs_models.solvers.linear import LinearEstimate
+from cs_models.training.weights import save_checkpoint
+from cs_models.zoo.checkpoints import load_checkpoint
 from datamodules.catalog import load_set
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cs_models" / "operators"
@@ -182,9 +183,9 @@ def test_training_sampling_that_makes_no_sense(options: dict[str, object], messa
 @pytest.mark.parametrize("size", SHA256)
 def test_training_and_evaluation_measure_alike(size: int) -> None:
     sampling = Sampling(ratios=(0.1, 0.3), block_size=size, matrices="pca", noise_sigma=5)
-    module = COASTModule(COASTConfig(layers=2, features=8), Training(sampling))
+    module = COASTModule(COASTConfig(layers=2, features=8), UnfoldingTraining(sampling))
     drawn = SamplingBank(sampling).draw(4, (40, 50))
-    natural = module.natural_operator(drawn.ratio, (40, 50), seed=7)
+    natural = module.default_operator(drawn.ratio, (40, 50), seed=7)
     assert torch.equal(drawn.matrix, natural.matrix)
     assert drawn.spec == natural.spec
     x = torch.rand(1, 1, 40, 50)
@@ -194,19 +195,19 @@ def test_training_and_evaluation_measure_alike(size: int) -> None:
 
 
 def test_checkpoints_remember_it(tmp_path: Path) -> None:
-    training = Training(Sampling(matrices="pca"))
+    training = UnfoldingTraining(Sampling(matrices="pca"))
     path = save_checkpoint(COASTModule(COASTConfig(layers=1, features=8), training), tmp_path / "network.safetensors")
-    operator = load_checkpoint(path).natural_operator(0.1, (33, 33))
+    operator = load_checkpoint(path).default_operator(0.1, (33, 33))
     assert operator.spec == make_operator("block:pca", 0.1, (33, 33)).spec
 
 
 def test_headers_from_before_mean_random_rows(tmp_path: Path) -> None:
-    module = COASTModule(COASTConfig(layers=1, features=8), Training())
+    module = COASTModule(COASTConfig(layers=1, features=8), UnfoldingTraining())
     path = save_checkpoint(module, tmp_path / "network.safetensors")
     header = module.header()
     del header["training"]["sampling"]["matrices"]
     save_file(load_file(path), path, metadata={"cs_models": json.dumps(header)})
-    operator = load_checkpoint(path).natural_operator(0.1, (33, 33))
+    operator = load_checkpoint(path).default_operator(0.1, (33, 33))
     assert operator.spec == make_operator("block", 0.1, (33, 33)).spec
 
 

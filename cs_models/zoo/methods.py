@@ -106,7 +106,7 @@ def parse_method(text: str) -> MethodSpec:
         if not Path(text).is_file():
             raise UserError(f"checkpoint not found: {text}")
         return MethodSpec(text, text)
-    name, *parts = text.split(":")
+    name, *parts = split_settings(text)
     if name not in METHODS and name not in zoo():
         raise UserError(f"unknown method '{name}'{nearest(name, [*METHODS, *zoo(), 'zoo'])}")
     if parts and name not in METHODS:
@@ -115,6 +115,11 @@ def parse_method(text: str) -> MethodSpec:
         if "=" not in part:
             raise UserError(f"cannot read '{part}' in '{text}'; settings are written {name}:key=value:key=value")
     return MethodSpec(text, name, tuple((key, value) for key, _, value in (part.partition("=") for part in parts)))
+
+
+def split_settings(text: str) -> list[str]:
+    """The parts of ``NAME:key=value:key=value``; the colon of a Windows path, as in ``C:\\models``, separates none."""
+    return re.split(r":(?![\\/])", text)
 
 
 def parse_methods(words: Sequence[str], ratios: Sequence[float]) -> list[tuple[MethodSpec, float]]:

@@ -14,6 +14,7 @@ import torch
 from scipy import fft
 from torch import Tensor
 
+from cs_models.arrays import read_npy
 from cs_models.errors import UserError, nearest
 from datamodules.catalog import resolve_data_dir
 
@@ -194,12 +195,9 @@ def _numbered(count: int) -> list[str]:
 
 
 def _read_npy(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read '{path}' as an array of numbers in .npy format") from error
-    if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not array.size:
-        raise UserError(f"'{path}' must hold real signals of shape (n,) or (N, n)")
+    array = read_npy(path)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not array.size:
+        raise UserError(f"'{path}' must hold real signals of shape (n,) or (N, n), not {array.dtype} {array.shape}")
     samples = np.atleast_2d(array).astype(np.float64)
     return _numbered(len(samples)), samples
 

@@ -147,7 +147,7 @@ def read_image(path: str | Path, channels: Channels = "luminance") -> npt.NDArra
     with open_image(path) as file:
         width, height = file.size
         # The decoded image, its orientation, the array and what the array is made from.
-        check_memory(width * height * (4 if file.mode in ("1", "L") else 16), f"image '{path}' ({height}x{width})")
+        check_memory(width * height * (8 if file.mode in ("1", "L") else 16), f"image '{path}' ({height}x{width})")
         try:
             levels = _levels(file)
             ImageOps.exif_transpose(file, in_place=True)

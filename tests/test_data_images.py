@@ -313,7 +313,7 @@ def huge_png(path: Path, height: int, width: int, colour: int = 0) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("colour", "need"), [(0, "0.6"), (2, "2.5"), (3, "2.5"), (6, "2.5")])
+@pytest.mark.parametrize(("colour", "need"), [(0, "1.2"), (2, "2.5"), (3, "2.5"), (6, "2.5")])
 def test_an_image_larger_than_the_memory_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colour: int, need: str, recwarn: pytest.WarningsRecorder
 ) -> None:

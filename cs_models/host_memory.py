@@ -35,12 +35,12 @@ def check_memory(need: int, what: str) -> None:
     """
     available = memory_available()
     if available is not None and need > available:
-        raise UserError(f"{what} needs about {_gigabytes(need)} of memory; {_gigabytes(max(available, 0))} is free")
+        raise UserError(f"{what} needs {_gigabytes(need)} of memory; there is {_gigabytes(max(available, 0))}")
 
 
 def _gigabytes(count: int) -> str:
     tenths = count * 10 // 2**30  # whole numbers, since a hostile size may be beyond any float
-    return f"{tenths // 10}.{tenths % 10} GB" if tenths < 10**7 else "over a million GB"
+    return f"about {tenths // 10}.{tenths % 10} GB" if tenths < 10**7 else "over a million GB"
 
 
 def _linux_limits() -> Iterator[int]:

@@ -35,6 +35,7 @@ from cs_models.solvers.clomp import CLOMP
 from cs_models.solvers.ista import LASSO, WeightedL1
 from cs_models.solvers.owlqn import OWLQN
 from cs_models.solvers.tv import TotalVariation
+from datamodules.images import open_image
 
 Case = Callable[[], tuple[float, Tensor, Tensor]]
 """Gives seconds, estimate and truth."""
@@ -42,7 +43,7 @@ Case = Callable[[], tuple[float, Tensor, Tensor]]
 
 def photograph(size: int, file: str | None, colour: bool) -> Tensor:
     """A square photograph ``(1, C, size, size)`` in [0, 1]: a file's, or scikit-image's astronaut, resampled."""
-    image = Image.open(file) if file else Image.fromarray(data.astronaut())
+    image = open_image(file) if file else Image.fromarray(data.astronaut())
     pixels = np.array(image.convert("RGB" if colour else "L").resize((size, size), Image.Resampling.LANCZOS))
     channels_last = torch.from_numpy(pixels).reshape(size, size, -1)
     return (channels_last.permute(2, 0, 1)[None] / 255).contiguous()

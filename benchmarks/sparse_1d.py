@@ -58,7 +58,7 @@ class Source:
         """The signals ``(N, n)``, each scaled to [0, 1]."""
         if self.signals == "synthetic":
             return torch.from_numpy(synthetic_signals(self.count, self.n, self.sparse_rate))
-        return torch.from_numpy(unit_range(load_signals(self.signals, self.data_dir).samples[: self.count]))
+        return torch.from_numpy(unit_range(load_signals(self.signals, self.data_dir).samples[: self.count])).float()
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cs_models"
 # From the bottom up; each may import what stands below it.
 LAYERS = [
-    {"errors", "files", "precision"},
-    {"numerics", "transforms", "moments"},
+    {"errors", "files", "precision", "host_memory"},
+    {"numerics", "transforms", "moments", "arrays"},
     {"metrics"},
     {"operators"},
     {"reconstruction"},

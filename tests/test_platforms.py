@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cs_models.evaluation.summary import published_method
 from PIL import Image
 
 from benchmarks.programs import peak_resident_bytes
@@ -27,6 +26,7 @@ from cs_models.errors import UserError
 from cs_models.evaluation import results
 from cs_models.evaluation.perceptual import _hub_with
 from cs_models.evaluation.pictures import slug
+from cs_models.evaluation.report.summary import published_method
 from cs_models.evaluation.results import ResultsFile, Row, only_writer
 from cs_models.training.callbacks import StopOnSigterm
 from cs_models.zoo.methods import parse_method

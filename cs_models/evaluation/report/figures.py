@@ -9,12 +9,12 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from cs_models.errors import UserError
 from cs_models.evaluation.pictures import Pictures, slug
 from cs_models.evaluation.report.summary import Summary, current_rows, label
 from cs_models.evaluation.results import Row
+from datamodules.images import open_image
 
 MARKERS = "osD^vP*X<>"
 
@@ -109,7 +109,7 @@ def _show(axis: mpl.axes.Axes, path: Path, title: str) -> None:
         axis.plot(np.load(path, allow_pickle=False), linewidth=0.5)
         axis.set_ylim(0, 1)
     else:
-        axis.imshow(np.asarray(Image.open(path)), cmap="gray", vmin=0, vmax=255)
+        axis.imshow(np.asarray(open_image(path)), cmap="gray", vmin=0, vmax=255)
     axis.set_title(title, fontsize=9)
 
 

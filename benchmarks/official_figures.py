@@ -2,6 +2,8 @@
 
 ``python benchmarks/official_figures.py --data_dir DIR --golden golden.json --out results/official``
 
+``--golden golden_beyond.json`` has those of SCNet, SODAS-Net and OPINE-Net+.
+
 Imports each released checkpoint under DIR/official with its matrix, evaluates it on the whole set, and prints the
 largest deviation of PSNR and SSIM over the images. A rerun continues where it stopped.
 """

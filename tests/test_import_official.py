@@ -44,15 +44,19 @@ FAST = [
     ("COAST_5_IPL1/Set11/10", "foreman.tif"),
     ("COAST_5_IPL1/Set11/30", "cameraman.tif"),
     ("COAST_5_IPL4/Set11/10", "barbara.tif"),
+    ("scnet/Set11/10", "Monarch.tif"),
+    ("scnet/Set11/30", "house.tif"),
+    ("scnet/Set11/50", "barbara.tif"),
 ]
 
 
 @pytest.fixture(scope="module")
 def golden(real_data: Path) -> dict[str, dict]:
-    path = real_data.parent / "golden.json"
-    if not path.is_file() or not (real_data / "official").is_dir():
-        pytest.skip("needs golden.json beside, and official/ inside, the data folder")
-    return json.loads(path.read_text())
+    paths = [real_data.parent / name for name in ("golden.json", "golden_beyond.json")]
+    if not all(path.is_file() for path in paths) or not (real_data / "official").is_dir():
+        pytest.skip("needs golden.json and golden_beyond.json beside, and official/ inside, the data folder")
+    first, second = (json.loads(path.read_text()) for path in paths)
+    return first | second
 
 
 def imported(entry: str, facts: dict, data: Path) -> ReconstructionModule:
@@ -144,6 +148,21 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
         read_released(path)
     assert not target.exists()
     assert "\n" not in str(caught.value)
+
+
+def test_a_released_scnet_is_numbered_through(tmp_path: Path) -> None:
+    """Head, stages and tail are one list, so a stage more moves the tail."""
+    state = {"body.0.weight": torch.rand(32, 2, 3, 3), "body.3.weight": torch.rand(1, 32, 3, 3)}
+    state |= {f"body.{i}.body.{j}.weight": torch.rand(32, 32, 3, 3) for i in (1, 2) for j in (0, 2)}
+    state |= {key.replace("weight", "bias"): torch.rand(len(value)) for key, value in state.items()}
+    torch.save(state, tmp_path / "weights.pkl")
+    network = import_official("scnet", tmp_path / "weights.pkl").network
+    assert torch.equal(network.tail.weight, state["body.3.weight"])
+    assert torch.equal(network.layers[1].conv2.bias, state["body.2.body.2.bias"])
+    del state["body.0.bias"]
+    torch.save(state, tmp_path / "weights.pkl")
+    with pytest.raises(UserError, match=r"weights of scnet: 1 missing \(head.bias\)"):
+        import_official("scnet", tmp_path / "weights.pkl")
 
 
 def released_ista_net_plus(layers: int = 9) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from cs_models.networks.unfolding.ista_net_pp import ISTANetPP, ISTANetPPConfig,
 from cs_models.networks.unfolding.modulation import RFMU
 from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.networks.unfolding.recursion import UnfoldingNetwork, draw_schedule, iterations
+from cs_models.networks.unfolding.scnet import SCNet, SCNetConfig, SCNetModule
 from cs_models.operators import MeasurementOperator, Sampling, make_operator
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.options import Training
@@ -59,6 +60,10 @@ NETWORKS: dict[str, Callable[[], ReconstructionModule]] = {
     "coast, no modulation": lambda: COASTModule(COASTConfig(layers=2, features=8, modulation="none"), FLEXIBLE),
     "r_coast": lambda: COASTModule(
         COASTConfig(layers=2, features=8, iterations_per_layer=(3, 3), modulation="rfmu"), FLEXIBLE
+    ),
+    "scnet": lambda: SCNetModule(SCNetConfig(layers=3, features=8), FLEXIBLE),
+    "scnet, recursive": lambda: SCNetModule(
+        SCNetConfig(layers=2, features=8, iterations_per_layer=(2, 3), modulation="rfmu"), FLEXIBLE
     ),
     "csnet_plus": lambda: CSNetPlusModule(CSNetPlusConfig(features=8, blocks=2), FIXED),
     "csnet_plus, binary": lambda: CSNetPlusModule(CSNetPlusConfig(features=8, blocks=2, binary=True), FIXED),
@@ -148,7 +153,7 @@ def test_wrong_schedule(schedule: list[int]) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["ista_net_plus", "ista_net_pp", "r_coast"])
+@pytest.mark.parametrize("name", ["ista_net_plus", "ista_net_pp", "r_coast", "scnet"])
 def test_bfloat16_stays_near_float32(name: str) -> None:
     """Only the convolutions run in bfloat16, so the result moves by the rounding of a few of them."""
     module = NETWORKS[name]()
@@ -175,6 +180,7 @@ def test_bfloat16_stays_near_float32(name: str) -> None:
         (lambda: COAST(COASTConfig()), 1_122_024),
         (lambda: COAST(COASTConfig(layers=5)), 280_554),
         (lambda: COAST(COASTConfig(layers=5, iterations_per_layer=(4,) * 5, modulation="rfmu")), 281_674),
+        (lambda: SCNet(SCNetConfig()), 370_817),
     ],
 )
 def test_parameter_counts_of_the_papers(network: Callable[[], torch.nn.Module], count: int) -> None:
@@ -253,6 +259,18 @@ def test_flexible_networks_take_any_operator() -> None:
     for word in ("structured:8", "column", "pixel", "fourier", "block:5"):
         operator = make_operator(word, 0.4, (16, 16))
         assert module.reconstruct(operator(x), operator).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["scnet", "scnet, recursive"])
+def test_scnet_ends_on_the_images_that_fit_the_measurements(name: str) -> None:
+    """Every intermediate estimate is projected, since what travels between stages are features, no images."""
+    module = NETWORKS[name]()
+    operator = make_operator("block:8", 0.3, (13, 21)).padded()
+    y = operator(torch.rand(1, 1, 16, 24))
+    iterates = module.reconstruct(y, operator, return_all=True)
+    assert len(iterates) == sum(module.schedule)
+    for iterate in iterates:
+        torch.testing.assert_close(operator(iterate), y, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("damage", ["missing", "suffix", "truncated", "foreign", "other model", "config"])

@@ -22,12 +22,13 @@ from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
 from cs_models.networks.unfolding.module import UnfoldingTraining
+from cs_models.networks.unfolding.scnet import SCNetConfig, SCNetModule
 from cs_models.operators import Sampling
 from cs_models.operators.matrices import file_source, load_matrix
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.weights import check_weights, save_checkpoint
 
-MODELS = ("ista_net", "ista_net_plus", "ista_net_plus_mri", "ista_net_pp", "coast", "r_coast", "idm")
+MODELS = ("ista_net", "ista_net_plus", "ista_net_plus_mri", "ista_net_pp", "coast", "r_coast", "scnet", "idm")
 
 # All that the released files need beyond tensors: their last training loss is a numpy scalar.
 ALLOWED_GLOBALS: list[Any] = [
@@ -145,6 +146,8 @@ def import_official(
         from cs_models.zoo.import_idm import import_idm_state
 
         module: ReconstructionModule = import_idm_state(state)
+    elif model == "scnet":
+        module = _scnet(state)
     elif model.startswith("ista_net") and model != "ista_net_pp":
         module = _ista_net(model, state, phi, qinit, mask)
     else:
@@ -159,8 +162,9 @@ def import_official(
     return module.eval()
 
 
-def _layers(state: dict[str, Tensor]) -> int:
-    found = [int(match.group(1)) for match in (re.match(r"fcs\.(\d+)\.", key) for key in state) if match]
+def _layers(state: dict[str, Tensor], name: str = "fcs") -> int:
+    """How many parts of a network ``name.0``, ``name.1``, ... are numbered."""
+    found = [int(match.group(1)) for match in (re.match(rf"{name}\.(\d+)\.", key) for key in state) if match]
     return max(found, default=-1) + 1
 
 
@@ -220,6 +224,21 @@ def _flexible(model: str, state: dict[str, Tensor], iterations_per_layer: Sequen
     )
     module = COASTModule(config)
     _fill(module, state, COAST_NAMES, model)
+    return module
+
+
+def _scnet(state: dict[str, Tensor]) -> ReconstructionModule:
+    """SCNet, whose released parts are numbered through: head, stages, tail."""
+    layers = max(1, _layers(state, "body") - 2)
+    names = {
+        r"body\.0\.(weight|bias)": "head.{0}",
+        rf"body\.{layers + 1}\.(weight|bias)": "tail.{0}",
+    }
+    for layer in range(layers):
+        for place, ours in ((0, "conv1"), (2, "conv2")):
+            names[rf"body\.{layer + 1}\.body\.{place}\.(weight|bias)"] = f"layers.{layer}.{ours}.{{0}}"
+    module = SCNetModule(SCNetConfig(layers=layers))
+    _fill(module, state, names, "scnet")
     return module
 
 

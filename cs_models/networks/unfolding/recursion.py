@@ -106,6 +106,11 @@ class Problem:
         r = x - step_size * (self.operator.normal(x) - self.aty)
         return r[..., : self.size[0], : self.size[1]]
 
+    def step_of_first_channel(self, features: Tensor, step_size: Tensor | float) -> Tensor:
+        """Features ``(N, C, H, W)`` whose first channel is the estimate, after `gradient_step` on that alone."""
+        r = self.gradient_step(features[:, :1], step_size)
+        return torch.cat([r.to(features.dtype), features[:, 1:]], dim=1)
+
 
 @dataclass(frozen=True)
 class Unfolded:

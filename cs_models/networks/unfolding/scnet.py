@@ -59,8 +59,7 @@ class SCNet(UnfoldingNetwork):
     def iteration(self, x: Tensor, layer: nn.Module, condition: Tensor, problem: Problem) -> Tensor:
         assert isinstance(layer, CPMB)
         # Rows are orthonormal, so that a step of size 1 projects onto the images that fit the measurements.
-        projected = problem.gradient_step(x[:, :1], 1.0)
-        h = torch.cat([projected.to(x.dtype), x[:, 1:]], dim=1)
+        h = problem.step_of_first_channel(x, 1.0)
         return layer(h, None if self.modulation is None else channel_gains(condition).to(h.dtype))
 
     def estimate(self, state: Tensor, problem: Problem) -> Tensor:

@@ -515,7 +515,7 @@ def test_help_and_list_fit_a_head(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.rstrip().splitlines()[-3].strip().startswith("python eval.py")
     assert main(["--list"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("omp", "clomp", "Set11", "bundled"))
+    assert all(name in text for name in ("omp", "clomp", "block:pca", "Set11", "bundled"))
 
 
 def test_help_imports_nothing_heavy() -> None:

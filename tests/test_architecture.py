@@ -26,7 +26,7 @@ LAYERS = [
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # The ways in from outside stand above all layers: the package itself, and a module path that scripts rely on.
-ENTRANCES = {"cs_models", "cs_models.import_official"}
+ENTRANCES = {"cs_models", "cs_models.__main__", "cs_models.import_official"}
 HEAVY = {"pytorch_lightning", "lightning_fabric", "diffusers", "wandb", "matplotlib", "timm", "torchmetrics"}
 # Above training, but on the way of whoever loads and runs a network.
 LIGHT = {"cs_models.networks.unfolding.coast", "cs_models.networks.unfolding.module", "cs_models.training.module",

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cs_models"
 # From the bottom up; each may import what stands below it.
 LAYERS = [
-    {"errors", "files", "precision", "host_memory"},
+    {"errors", "files", "operator_names", "precision", "host_memory"},
     {"numerics", "transforms", "moments", "arrays"},
     {"metrics"},
     {"operators"},
@@ -75,7 +75,8 @@ def test_nothing_is_imported_from_above() -> None:
 
 
 def _stands_above(name: str, module: str) -> bool:
-    return name in ENTRANCES or layer(name) > layer(module)
+    # The command tells the version of the package that it is the entrance of.
+    return layer(module) < LEVEL["cli"] if name in ENTRANCES else layer(name) > layer(module)
 
 
 def test_no_circles() -> None:

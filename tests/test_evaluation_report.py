@@ -178,8 +178,13 @@ def test_the_report_says_how_it_was_measured_and_shows_every_number(results: Pat
 
 
 def test_a_report_without_any_picture_has_no_strip(tmp_path: Path) -> None:
-    write_report(rows_of("omp", [20, 22]), tmp_path)
+    write_report(rows_of("omp", [20, 22]) + rows_of("iht", [19, 21]), tmp_path)
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["psnr_Set11.png"]
+
+
+def test_a_single_result_is_no_curve(tmp_path: Path) -> None:
+    write_report(rows_of("omp", [20, 22]), tmp_path)
+    assert not any((tmp_path / "figures").iterdir())
 
 
 def test_perfect_reconstructions_do_not_break_the_report(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def evaluate(options: Options) -> None:
 
 def print_list() -> None:
     """Print every method, operator and dataset with a line each."""
-    from cs_models.operators import list_operators
+    from cs_models.operator_names import list_operators
     from cs_models.zoo.methods import list_methods
     from datamodules.catalog import CATALOG
     from datamodules.signals import SIGNALS

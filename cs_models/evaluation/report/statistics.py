@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import bootstrap
 
 from cs_models.evaluation.report.summary import current_rows, label, means_by, setting_of
 from cs_models.evaluation.results import Row, to_text, write_table
@@ -90,6 +89,8 @@ def confidence_interval(values: npt.NDArray[np.float64]) -> tuple[float | None, 
     """Bootstrap interval (percentiles, fixed seed) of the mean; None, None for a single value."""
     if len(values) < 2:
         return None, None
+    from scipy.stats import bootstrap
+
     interval = bootstrap(
         (values,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=0
     ).confidence_interval

@@ -28,6 +28,7 @@ PUBLISHED_METHODS = {
     "ista_net_plus": "ISTA-Net+",
     "ista_net_pp": "ISTA-Net++",
     "omp": "OMP",
+    "opine_net_plus": "OPINE-Net+",
     "r_coast": "R-COAST",
     "rista_net_plus": "RISTA-Net+",
     "rk_ccsnet": "RK-CCSNet",

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options | None:
-    """The options of a command line; None where the list of methods and datasets is wanted.
+    """The options of a command line; None where the list of methods, operators and datasets is wanted.
 
     Raises:
         UserError: for an unknown option, a value of the wrong type, or an unreadable YAML file.
@@ -112,7 +112,7 @@ def build_parser() -> ArgumentParser:
                 group.add_argument(f"--{field.name}", type=types[field.name], metavar=metavar, **words)
     group = parser.add_argument_group("More")
     group.add_argument("--config", action="config", metavar="YAML", help="file with any of these options; later wins")
-    group.add_argument("--list", action="store_true", help="show every method and dataset")
+    group.add_argument("--list", action="store_true", help="show every method, operator and dataset")
     group.add_argument("-h", "--help", action="help", help="show this help")
     return parser
 
@@ -194,13 +194,15 @@ def check_names(comparison: Comparison) -> None:
 
 
 def print_list() -> None:
-    """Print every method and dataset with a line each."""
+    """Print every method, operator and dataset with a line each."""
+    from cs_models.operator_names import list_operators
     from cs_models.zoo.methods import list_methods
     from datamodules.catalog import CATALOG
     from datamodules.signals import SIGNALS
 
     tables = {
         "methods": list_methods(),
+        "operators": list_operators(),
         "datasets": [(image_set.name, image_set.summary) for image_set in CATALOG.values()],
         "datasets of 1-D signals": [(signal_set.name, signal_set.summary) for signal_set in SIGNALS.values()],
     }

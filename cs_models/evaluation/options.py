@@ -78,9 +78,8 @@ class Measuring:
     operator: str | None = field(
         default=None,
         metadata=_help(
-            "block, block:32, block:pca, block:pca:32, structured, column, pixel, transform2d, radial, cartesian, "
-            "radon, or a .npy or .mat matrix (else what each method is made for: the matrix in a checkpoint, or 33x33 "
-            "blocks)",
+            "a name that --list shows, as pixel or block:32, or a .npy or .mat matrix (else what each method is made "
+            "for: the matrix in a checkpoint, or 33x33 blocks)",
             "A",
         ),
     )

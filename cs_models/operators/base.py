@@ -55,6 +55,8 @@ class MeasurementOperator(nn.Module, ABC):
             of images in [0, 1].
     """
 
+    __call__: Callable[..., Tensor]
+
     def __init__(self, image_size: tuple[int, int], ratio: float, noise_sigma: float = 0.0) -> None:
         super().__init__()
         height, width = image_size
@@ -290,6 +292,7 @@ def _pseudo_inverse(rows: Tensor) -> Tensor:
     # QR takes a fraction of the time of singular values, but needs full rank. Cholesky is no faster and squares the
     # condition number, which is thousands where the border cuts smooth rows.
     if pivots.min() < FULL_RANK * pivots.max():
-        return torch.linalg.pinv(rows, rtol=1e-9)
-    inverse = torch.linalg.solve_triangular(r, q.T, upper=True)
+        general: Tensor = torch.linalg.pinv(rows, rtol=1e-9)
+        return general
+    inverse: Tensor = torch.linalg.solve_triangular(r, q.T, upper=True)
     return inverse if tall else inverse.T

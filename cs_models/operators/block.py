@@ -36,9 +36,14 @@ class BlockOperator(SquareBlocksOperator):
 
     @classmethod
     def principal(
-        cls, ratio: float, image_size: tuple[int, int], block_size: int = 33, noise_sigma: float = 0.0
+        cls,
+        ratio: float,
+        image_size: tuple[int, int],
+        block_size: int = 33,
+        seed: int = 0,
+        noise_sigma: float = 0.0,
     ) -> BlockOperator:
-        """Principal components of the blocks of photographs as rows, orthonormal and nested.
+        """Principal components of the blocks of photographs as rows, orthonormal and nested; the same for every seed.
 
         Raises:
             UserError: if the package has none for this block size.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -115,7 +117,7 @@ def components(moment: Tensor) -> dict[str, Tensor]:
         ``values.CLASS`` ``(d,)``, largest first.
     """
     tensors = {}
-    for name, basis in symmetry_bases(_side(moment.shape[0])).items():
+    for name, basis in symmetry_bases(math.isqrt(moment.shape[0])).items():
         values, vectors = torch.linalg.eigh(basis @ moment.to(basis) @ basis.T)
         rows = vectors.T.flip(0)
         # The first of a row's large coordinates is positive; its very largest may be one of two of about the same size.
@@ -132,13 +134,13 @@ def assemble(tensors: Mapping[str, Tensor]) -> Tensor:
         ``(B^2, B^2)`` in float64, largest eigenvalue first; a partner follows the row that it is the transpose of.
     """
     dimensions = sum(len(value) for name, value in tensors.items() if name.startswith("values"))
-    size = _side(dimensions + len(tensors["values.mixed"]))
+    size = math.isqrt(dimensions + len(tensors["values.mixed"]))
     values, rows = [], []
     for name, basis in symmetry_bases(size).items():
         values.append(tensors[f"values.{name}"])
         rows.append(orthonormal_rows(tensors[f"vectors.{name}"].double()) @ basis)
     values.append(tensors["values.mixed"])
-    rows.append(rows[-1].unflatten(1, (size, size)).mT.flatten(1))
+    rows.append(rearrange(rows[-1], "k (p q) -> k (q p)", p=size))
     order = torch.cat(values).argsort(descending=True, stable=True)
     return torch.cat(rows)[order]
 
@@ -166,7 +168,3 @@ def _products(half: Tensor, sign: int) -> Tensor:
     products = torch.einsum("ia,jb->ijab", half, half)
     first, second = torch.triu_indices(len(half), len(half), offset=0 if sign > 0 else 1)
     return F.normalize((products + sign * products.transpose(0, 1))[first, second].flatten(1))
-
-
-def _side(n: int) -> int:
-    return round(n**0.5)

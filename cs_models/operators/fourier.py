@@ -97,7 +97,7 @@ class FourierOperator(MeasurementOperator):
         return {"kind": kind, "ratio": self.ratio, "complex_images": self.complex_images, **self.source}
 
     def forward(self, x: Tensor) -> Tensor:
-        spectrum = torch.fft.fft2(x, norm="ortho")
+        spectrum: Tensor = torch.fft.fft2(x, norm="ortho")
         return rearrange(spectrum, "n c h w -> n c (h w)")[..., self.coefficients]
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class FourierOperator(MeasurementOperator):
         return y + self.noise_sigma * torch.view_as_complex(noise).to(y.device)
 
     def _to_image(self, spectrum: Tensor) -> Tensor:
-        image = torch.fft.ifft2(spectrum, norm="ortho")
+        image: Tensor = torch.fft.ifft2(spectrum, norm="ortho")
         return image if self.complex_images else image.real
 
 

@@ -45,6 +45,7 @@ def orthonormal_rows(matrix: Tensor) -> Tensor:
     Args:
         matrix: ``(M, n)`` with M <= n.
     """
+    q: Tensor
     q, r = torch.linalg.qr(matrix.T)
     return (q * torch.sign(torch.diagonal(r))).T.contiguous()
 
@@ -62,7 +63,8 @@ def structured_rows(ratio: float, n: int) -> int:
 
 def unit_norm_columns(matrix: Tensor) -> Tensor:
     """Every column scaled to Euclidean norm 1, as the CLOMP paper's sampling has them."""
-    return matrix / matrix.norm(dim=0, keepdim=True)
+    lengths: Tensor = matrix.norm(dim=0, keepdim=True)
+    return matrix / lengths
 
 
 def load_matrix(path: str | Path, key: str = "phi") -> Tensor:

@@ -64,6 +64,37 @@ class RadonOperator(MeasurementOperator):
         self._matrices: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._factor: tuple[Tensor, bool] | None = None
 
+    @classmethod
+    def for_ratio(
+        cls,
+        ratio: float,
+        image_size: tuple[int, int],
+        views: int | None = None,
+        seed: int = 0,
+        noise_sigma: float = 0.0,
+    ) -> RadonOperator:
+        """The views whose measurements come nearest to a ratio; the same for every seed.
+
+        Args:
+            ratio: CS ratio in (0, 1].
+            image_size: (H, W).
+            views: the number that the user expects of the ratio, where one was given.
+            seed: not used.
+            noise_sigma: see `MeasurementOperator`.
+
+        Raises:
+            UserError: if the ratio means another number of views, or is outside (0, 1].
+        """
+        nearest = views_for_ratio(ratio, image_size)
+        if views is not None and views != nearest:
+            share = cls(image_size, views).ratio
+            size = f"{image_size[0]}x{image_size[1]}"
+            raise UserError(
+                f"{views} views measure a {size} image at ratio {share:.3g}, and ratio {ratio:g} means {nearest} "
+                f"views; give --ratios {share:.3g}, or --operator radon for the views that the ratio gives"
+            )
+        return cls(image_size, nearest, ratio, noise_sigma)
+
     def resized(self, height: int, width: int) -> RadonOperator:
         if (height, width) == self.image_size:
             return self

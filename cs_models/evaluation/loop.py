@@ -183,6 +183,7 @@ class _Worker:
                 macs=self._macs.get(key),
                 peak_memory_mb=peak_memory_mb,
                 settings_key=short_hash(candidate.facts | matrix),
+                measured_ratio=operator.measured_ratio,
                 **scores,
             )
 

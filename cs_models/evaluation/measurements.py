@@ -17,8 +17,9 @@ from cs_models.evaluation.plan import choose_device, make_candidate
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
 from cs_models.numerics import relative
-from cs_models.operators import MeasurementOperator, make_operator
+from cs_models.operators import MeasurementOperator, make_operator, names_file, split_kind
 from cs_models.operators.matrices import load_matrix
+from cs_models.operators.own import is_mask, share
 from cs_models.zoo.methods import parse_methods
 
 
@@ -41,7 +42,9 @@ def reconstruct_measurements(options: Options) -> str:
     assert measuring.operator is not None
     device = choose_device(options.execution.device)
     height, width = measuring.shape
-    ratio = options.comparison.ratios[0] if options.comparison.ratios else _ratio_of(measuring.operator)
+    ratio = (
+        options.comparison.ratios[0] if options.comparison.ratios else _ratio_of(measuring.operator, (height, width))
+    )
     operator = make_operator(measuring.operator, ratio, (height, width), measuring.draws[0], measuring.noise / 255)
     operator = operator.to(device)
     y = load_measurements(measuring.measurements, operator).to(device)
@@ -104,11 +107,11 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
     return y
 
 
-def _ratio_of(words: str) -> float:
+def _ratio_of(words: str, image_size: tuple[int, int]) -> float:
     """The CS ratio of a whole matrix or mask in a file."""
-    if Path(words).suffix not in (".npy", ".mat"):
+    if not names_file(words):
         raise UserError(f"give the ratio at which was measured with --operator {words}, as in --ratios 0.1")
-    matrix = load_matrix(words)
-    if bool(((matrix == 0) | (matrix == 1)).all()):
-        return float(matrix.mean())
-    return matrix.shape[0] / matrix.shape[1]
+    kind, path = split_kind(words)
+    matrix = load_matrix(path)
+    masks = kind in ("fourier", "pixel") or (kind is None and is_mask(matrix, image_size))
+    return share(matrix) if masks else matrix.shape[0] / matrix.shape[1]

@@ -93,6 +93,11 @@ def short_hash(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def fits_ratio(measured: float, asked: float) -> bool:
+    """Whether an operator measures what was asked for, to a tenth."""
+    return abs(measured - asked) <= 0.1 * asked
+
+
 def operator_label(operator: MeasurementOperator) -> str:
     """A few words that name an operator in tables, such as ``block:33`` or ``block:33 from phi.npy``."""
     spec = operator.spec

@@ -54,6 +54,7 @@ class Row:
         mse: mean squared error of the signal, scaled to [0, 1].
         sparse_rate_dct: share of the DCT coefficients that hold 98 % of the sum of their magnitudes.
         sparse_rate_fft: the same of the Fourier coefficients.
+        measured_ratio: measurements per pixel that were really taken.
     """
 
     method: str
@@ -85,6 +86,7 @@ class Row:
     mse: float | None = None
     sparse_rate_dct: float | None = None
     sparse_rate_fft: float | None = None
+    measured_ratio: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Row))

@@ -22,9 +22,9 @@ from cs_models.operators.matrices import (
     check_ratio,
     file_source,
     load_matrix,
-    take_rows,
     tensor_sha256,
 )
+from cs_models.operators.own import from_matrix, names_file, split_kind
 from cs_models.operators.pixel import PixelOperator
 from cs_models.operators.radon import RadonOperator
 from cs_models.operators.structured import StructuredOperator
@@ -44,6 +44,8 @@ __all__ = [
     "Transform2dOperator",
     "adjoint_error",
     "make_operator",
+    "names_file",
+    "split_kind",
 ]
 
 
@@ -58,10 +60,9 @@ def make_operator(
 
     Args:
         spec: a name of `cs_models.operator_names.OPERATORS`, with a number for those that take one (``block:32``,
-            ``block:pca:32``, ``structured:16``, ``radon:20``), or the path of a `.npy` or `.mat` file. A file holds a
-            mask if it has the image's size and entries 0 and 1, a column matrix if it has as many columns as the image
-            has rows, and otherwise a block matrix of B^2 columns. A tensor or an array is taken as the content of a
-            file.
+            ``block:pca:32``, ``structured:16``, ``radon:20``), or the path of a `.npy` or `.mat` file. What a file
+            holds is told by its shape, or by a word before it: ``fourier:FILE`` and ``pixel:FILE``, masks of the
+            image's size; ``column:FILE``; ``block:FILE``. A tensor or an array is taken as the content of a file.
         ratio: CS ratio in (0, 1].
         image_size: (H, W).
         seed: of the random draw; not used for files, principal components and tomography.
@@ -74,9 +75,10 @@ def make_operator(
     if not isinstance(spec, str):
         matrix = check_matrix(spec)
         source = {"matrix": "given", "sha256": tensor_sha256(matrix)}
-        return _from_matrix(matrix, "the matrix", source, ratio, image_size, noise_sigma)
-    if Path(spec).suffix in (".npy", ".mat"):
-        return _from_matrix(load_matrix(spec), spec, file_source(spec), ratio, image_size, noise_sigma)
+        return from_matrix(matrix, "the matrix", source, ratio, image_size, noise_sigma)
+    if names_file(spec):
+        kind, path = split_kind(spec)
+        return from_matrix(load_matrix(path), path, file_source(path), ratio, image_size, noise_sigma, kind)
     named, number = find_operator(spec)
     module, _, attribute = named.target.partition(":")
     build = attrgetter(attribute)(importlib.import_module(module))
@@ -84,21 +86,3 @@ def make_operator(
         ratio=ratio, image_size=image_size, seed=seed, noise_sigma=noise_sigma, **number
     )
     return operator
-
-
-def _from_matrix(
-    matrix: Tensor,
-    name: str,
-    source: dict[str, Any],
-    ratio: float,
-    image_size: tuple[int, int],
-    noise_sigma: float,
-) -> MeasurementOperator:
-    if tuple(matrix.shape) == image_size and bool(((matrix == 0) | (matrix == 1)).all()):
-        return FourierOperator(matrix, noise_sigma=noise_sigma, source=source)
-    if matrix.shape[0] > matrix.shape[1]:
-        raise UserError(f"{name} is {matrix.shape[0]}x{matrix.shape[1]}; a sampling matrix has more columns than rows")
-    rows = take_rows(matrix, ratio, name).float()
-    if matrix.shape[1] == image_size[0]:
-        return ColumnOperator(rows, image_size, ratio, noise_sigma, source)
-    return BlockOperator(rows, image_size, ratio, noise_sigma, source)

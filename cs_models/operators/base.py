@@ -107,6 +107,16 @@ class MeasurementOperator(nn.Module, ABC):
         return y + self.noise_sigma * noise.to(y.device)
 
     @property
+    def measured_ratio(self) -> float:
+        """Measurements per pixel that are really taken; `ratio` is what was asked for.
+
+        Of a matrix on short signals it is M / n, whatever padding adds at the border.
+        """
+        buffer = next(self.buffers())
+        nothing = torch.zeros(1, 1, *self.image_size, device=buffer.device)
+        return self(nothing).numel() / math.prod(self.image_size)
+
+    @property
     def padded_size(self) -> tuple[int, int]:
         """The image size that the sampling works on inside; larger than `image_size` where blocks need padding."""
         return self.image_size
@@ -173,6 +183,10 @@ class MatrixOperator(MeasurementOperator):
         self.register_buffer("matrix", matrix)
         self.source = dict(source or {})
         self._inverses: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def measured_ratio(self) -> float:
+        return self.matrix.shape[0] / self.matrix.shape[1]
 
     @cached_property
     def orthonormal(self) -> bool:
@@ -271,6 +285,16 @@ class SquareBlocksOperator(MatrixOperator):
             )
         height, width = self.image_size
         self.grid = (math.ceil(height / self.block_size), math.ceil(width / self.block_size))
+
+    @property
+    def measured_ratio(self) -> float:
+        """Measurements per pixel that are really taken; `ratio` is what was asked for.
+
+        Of a matrix on short signals it is M / n, whatever padding adds at the border.
+        """
+        buffer = next(self.buffers())
+        nothing = torch.zeros(1, 1, *self.image_size, device=buffer.device)
+        return self(nothing).numel() / math.prod(self.image_size)
 
     @property
     def padded_size(self) -> tuple[int, int]:

@@ -92,6 +92,7 @@ class Summary:
         mse: mean squared error of signals.
         sparse_rate_dct: mean sparse rate of signals by the DCT.
         sparse_rate_fft: mean sparse rate of signals by the FFT.
+        measured_ratio: mean of the measurements per pixel that were really taken.
     """
 
     method: str
@@ -126,6 +127,7 @@ class Summary:
     mse: float | None
     sparse_rate_dct: float | None
     sparse_rate_fft: float | None
+    measured_ratio: float | None
 
 
 def variant(item: Row | Summary) -> str:
@@ -205,6 +207,7 @@ def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
         mse=_mean(row.mse for row in rows),
         sparse_rate_dct=_mean(row.sparse_rate_dct for row in rows),
         sparse_rate_fft=_mean(row.sparse_rate_fft for row in rows),
+        measured_ratio=_mean(row.measured_ratio for row in rows),
     )
 
 

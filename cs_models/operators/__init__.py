@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib
 from operator import attrgetter
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from cs_models.errors import UserError
 from cs_models.operator_names import find_operator
 from cs_models.operators.bank import Sampling, SamplingBank
 from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error

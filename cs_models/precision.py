@@ -1,10 +1,10 @@
-"""Which precision a device computes in natively."""
+"""Which precision a device computes in natively, and the one place that decides about TF32."""
 
 from __future__ import annotations
 
 import os
 import platform
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -41,3 +41,64 @@ def _onednn_may_use_bf16() -> bool:
 def usual_precision(device: torch.device) -> Literal["bf16", "fp32"]:
     """The precision that networks run in by default: "bf16" where the device computes in it natively, else "fp32"."""
     return "bf16" if computes_bf16(device) else "fp32"
+
+
+def forbid_tf32() -> None:
+    """From now on float32 means float32, also in the products and convolutions of GPUs.
+
+    cuDNN convolves in TF32 by default, which keeps 10 bits of the mantissa and costs hundredths of a dB; whoever wants
+    speed asks for bfloat16. The commands that evaluate and train call this; what must be exact when this package is
+    used as a library too, operators and transforms and reconstruction, is in a `no_tf32` context.
+    """
+    _restore(dict.fromkeys(_by_name(), "ieee") if _mixed() else {"convolutions": False, "products": "highest"})
+
+
+class no_tf32:
+    """A context in which products and convolutions of float32 keep all of its bits; afterwards all is as it was.
+
+    A compiled graph cannot change such settings; what is compiled goes by those outside of it.
+    """
+
+    _before: dict[str, Any] | None
+
+    def __enter__(self) -> Self:
+        self._before = None
+        if not torch.compiler.is_compiling():
+            before = _settings()
+            if not set(before.values()) <= {False, "highest", "ieee", "none"}:
+                self._before = before
+                forbid_tf32()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            _restore(self._before)
+
+
+def _mixed() -> bool:
+    """Whether the settings were made by torch's newer names, so that reading the older ones is an error."""
+    try:
+        torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return True
+    return False
+
+
+def _by_name() -> dict[str, Any]:
+    cudnn = torch.backends.cudnn
+    return {"conv": cudnn.conv, "rnn": cudnn.rnn, "matmul": torch.backends.cuda.matmul}  # type: ignore[attr-defined]
+
+
+def _settings() -> dict[str, Any]:
+    if _mixed():
+        return {name: part.fp32_precision for name, part in _by_name().items()}
+    return {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.get_float32_matmul_precision()}
+
+
+def _restore(settings: dict[str, Any]) -> None:
+    if "products" in settings:
+        torch.backends.cudnn.allow_tf32 = settings["convolutions"]
+        torch.set_float32_matmul_precision(settings["products"])
+        return
+    for name, part in _by_name().items():
+        part.fp32_precision = settings[name]

@@ -432,7 +432,7 @@ class PatchDataModule(pl.LightningDataModule):
         share = Subset(images, indices)
         # The sampler goes through the whole share; its class keeps Lightning from sharing once more.
         sampler: DistributedSampler[int] = DistributedSampler(share, num_replicas=1, rank=0, shuffle=False)
-        return DataLoader(share, batch_size=None, sampler=sampler)
+        return DataLoader(share, batch_size=None, sampler=sampler, pin_memory=torch.cuda.is_available())
 
     def _validation_side(self) -> int | None:
         """The side of square validation images whose work is `validation_share` of that of training between them."""

@@ -20,7 +20,7 @@ from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
 from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator, names_file
-from cs_models.precision import usual_precision
+from cs_models.precision import no_tf32, usual_precision
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import METHODS, MethodSpec, build_method, parse_methods
@@ -78,7 +78,7 @@ class Candidate:
             UserError: if the method cannot work with the operator, or the GPU's memory is too small.
         """
         try:
-            with torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16"), no_tf32():
                 if self.tiling is not None:
                     size = y.shape, operator.image_size
                     if size not in self._fitted:

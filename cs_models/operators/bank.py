@@ -109,6 +109,7 @@ class SamplingBank:
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
         self._matrices: dict[int, Tensor] = {}
+        self._operators: dict[tuple[float, int, tuple[int, int], torch.device], MeasurementOperator] = {}
 
     def draw(self, step: int, image_size: tuple[int, int], device: torch.device | str = "cpu") -> MeasurementOperator:
         """The operator of a training step. The matrices stay on the device that asked last."""
@@ -150,14 +151,24 @@ class SamplingBank:
         noise_sigma: float,
         device: torch.device | str,
     ) -> MeasurementOperator:
+        key = ratio, index, image_size, torch.device(device)
+        if key not in self._operators:
+            self._operators[key] = self._first_operator(ratio, index, image_size, device)
+        operator = self._operators[key].with_noise(noise_sigma)
+        return operator.permuted(permutation_seed) if isinstance(operator, StructuredOperator) else operator
+
+    def _first_operator(
+        self, ratio: float, index: int, image_size: tuple[int, int], device: torch.device | str
+    ) -> MeasurementOperator:
+        """The operator that all steps with this ratio and matrix share, so that what is known of it is found once."""
         if self.sampling.kind == "fourier":
-            return FourierOperator.radial(ratio, image_size, self._seed(index), noise_sigma).to(device)
+            return FourierOperator.radial(ratio, image_size, self._seed(index)).to(device)
         seeded = {"bank_seed": self.sampling.seed, "index": index}
         source = principal_source(self.sampling.block_size) if self.sampling.matrices == "pca" else seeded
         matrix = self.matrix(ratio, index, device)
         if self.sampling.kind == "structured":
-            return StructuredOperator(matrix, image_size, permutation_seed, ratio, noise_sigma, source)
-        return BlockOperator(matrix, image_size, ratio, noise_sigma, source)
+            return StructuredOperator(matrix, image_size, ratio=ratio, source=source)
+        return BlockOperator(matrix, image_size, ratio, source=source)
 
 
 def mix(*numbers: int) -> int:

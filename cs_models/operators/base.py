@@ -10,35 +10,40 @@ Every operator obeys four laws, which `tests/test_operators.py` checks for each 
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cs_models.errors import UserError
+from cs_models.operators.remembered import Remembered
+from cs_models.precision import no_tf32
 
 # Smallest ratio of the pivots of QR with which the inverse keeps some ten digits in float64.
 FULL_RANK = 1e-3
 
 
 def full_precision(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Let a method compute in its operands' precision under autocast too.
+    """Let a method compute in its operands' precision, under autocast and where TF32 is allowed too.
 
     Data consistency is cheap and precision-critical: a network's convolutions may run in bfloat16, A may not.
     """
 
     @functools.wraps(method)
     def wrapped(self: Any, tensor: Tensor) -> Tensor:
-        with torch.autocast(tensor.device.type, enabled=False):
+        with torch.autocast(tensor.device.type, enabled=False), no_tf32():
             return method(self, tensor)
 
     return wrapped
+
+
+Matrix = TypeVar("Matrix", bound="MatrixOperator")
 
 
 class MeasurementOperator(nn.Module, ABC):
@@ -104,7 +109,14 @@ class MeasurementOperator(nn.Module, ABC):
         if self.noise_sigma == 0:
             return y
         noise = torch.randn(y.shape, generator=generator, dtype=y.dtype)
-        return y + self.noise_sigma * noise.to(y.device)
+        return y + self.noise_sigma * noise.to(y.device, non_blocking=True)
+
+    def with_noise(self, noise_sigma: float) -> Self:
+        """The same operator, whose `measure` adds noise of another standard deviation."""
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)
+        other.noise_sigma = float(noise_sigma)
+        return other
 
     @property
     def measured_ratio(self) -> float:
@@ -159,6 +171,7 @@ class MatrixOperator(MeasurementOperator):
 
     Attributes:
         matrix: ``(M, n)``; each signal of n samples gives M measurements.
+        known_rows: whether the rows are orthonormal, once it is known; operators with the same matrix share it.
     """
 
     matrix: Tensor
@@ -182,18 +195,22 @@ class MatrixOperator(MeasurementOperator):
         super().__init__(image_size, matrix.shape[0] / matrix.shape[1] if ratio is None else ratio, noise_sigma)
         self.register_buffer("matrix", matrix)
         self.source = dict(source or {})
-        self._inverses: tuple[Tensor, Tensor] | None = None
+        self.known_rows: Remembered[bool] = Remembered()
+        self._inverses: Remembered[list[tuple[Tensor, Tensor]]] = Remembered()
 
     @property
     def measured_ratio(self) -> float:
         return self.matrix.shape[0] / self.matrix.shape[1]
 
-    @cached_property
+    @property
     def orthonormal(self) -> bool:
         """Whether the rows of the matrix are orthonormal, to the rounding of float32."""
-        rows = self.matrix.double()
-        identity = torch.eye(rows.shape[0], dtype=torch.float64, device=rows.device)
-        return bool(torch.allclose(rows @ rows.T, identity, atol=1e-5, rtol=0))
+        return self.known_rows((self.matrix,), lambda: has_orthonormal_rows(self.matrix))
+
+    def sharing(self, other: Matrix) -> Matrix:
+        """Another operator with the same matrix, which then takes over what is known of the rows."""
+        other.known_rows = self.known_rows
+        return other
 
     @abstractmethod
     def signals(self, x: Tensor) -> Tensor:
@@ -217,27 +234,23 @@ class MatrixOperator(MeasurementOperator):
         # Rows kept in float32 are orthonormal to float32's rounding, which is too little in float64.
         if self.orthonormal and self.padded_size == self.image_size and y.dtype != torch.float64:
             return self.adjoint(y)
-        if self._inverses is None:
-            self._inverses = self._invert()
-        kinds, inverses = self._inverses
-        inverses = inverses.to(y)
+        inverses = self._inverses((self.matrix,), self._invert)
         if len(inverses) == 1:
-            return self.image(y @ inverses[0].T)
+            return self.image(y @ inverses[0][1].to(y).T)
         signals = y.new_empty(*y.shape[:-1], self.matrix.shape[1])
-        for kind, inverse in enumerate(inverses):
-            members = (kinds == kind).to(y.device)
-            signals[:, :, members] = y[:, :, members] @ inverse.T
+        for members, inverse in inverses:
+            signals[:, :, members] = y[:, :, members] @ inverse.to(y).T
         return self.image(signals)
 
-    def _invert(self) -> tuple[Tensor, Tensor]:
-        """Kind of each signal ``(L,)`` and pseudo-inverse of what measures each kind ``(kinds, n, M)``."""
+    def _invert(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each kind of signals their numbers, and the pseudo-inverse ``(n, M)`` of what measures them."""
         pixels = self.signals(torch.ones(1, 1, *self.image_size, dtype=self.matrix.dtype, device=self.matrix.device))
         masks, kinds = torch.unique(pixels[0, 0], dim=0, return_inverse=True)
         matrix = self.matrix.double()
         nothing = matrix.new_zeros(matrix.T.shape)
         places = [mask.nonzero()[:, 0] for mask in masks]
         inverses = [nothing.index_copy(0, inside, _pseudo_inverse(matrix[:, inside])) for inside in places]
-        return kinds, torch.stack(inverses)
+        return [((kinds == kind).nonzero()[:, 0], inverse) for kind, inverse in enumerate(inverses)]
 
     def _facts(self, kind: str) -> dict[str, Any]:
         return {
@@ -306,6 +319,13 @@ class SquareBlocksOperator(MatrixOperator):
         if x.shape[-2:] != (height, width):
             raise ValueError(f"operator for {height}x{width} images was given {tuple(x.shape)}")
         return F.pad(x, (0, padded_width - width, 0, padded_height - height))
+
+
+def has_orthonormal_rows(matrix: Tensor) -> bool:
+    """Whether the rows of a matrix are orthonormal, to the rounding of float32."""
+    rows = matrix.double()
+    identity = torch.eye(rows.shape[0], dtype=torch.float64, device=rows.device)
+    return bool(torch.allclose(rows @ rows.T, identity, atol=1e-5, rtol=0))
 
 
 def _pseudo_inverse(rows: Tensor) -> Tensor:

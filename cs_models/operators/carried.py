@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,18 @@ from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import rows_for_ratio, tensor_sha256
+from cs_models.operators.remembered import Remembered
 
 
 class CarriedSampling(nn.Module):
     """Block matrices, by their number of rows, and at most one Fourier mask, as buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # By name; what the hosts of GPUs would wait for at every image.
+        self._sources: dict[str, Remembered[dict[str, Any]]] = defaultdict(Remembered)
+        self._masked: Remembered[FourierOperator] = Remembered()
+        self._equal: Remembered[bool] = Remembered()
 
     def add_matrix(self, matrix: Tensor) -> None:
         """Carry a block matrix ``(M, B^2)``; it replaces one with the same number of rows."""
@@ -48,17 +57,27 @@ class CarriedSampling(nn.Module):
         """
         for name, tensor in self.named_buffers():
             if name == "mask":
-                if abs(tensor.float().mean().item() - ratio) > 0.01:
+                masked = self._mask_operator(tensor)
+                if abs(masked.ratio - ratio) > 0.01:
                     continue
                 if tuple(tensor.shape) != image_size:
                     raise UserError(
                         f"the checkpoint's mask is for {tensor.shape[0]}x{tensor.shape[1]} images; "
                         f"this one is {image_size[0]}x{image_size[1]}"
                     )
-                return FourierOperator(tensor, ratio, noise_sigma, source=_source(tensor))
+                operator = masked.with_noise(noise_sigma)
+                operator.ratio = float(ratio)
+                return operator
             if abs(tensor.shape[0] - rows_for_ratio(ratio, tensor.shape[1])) <= 1:
-                return BlockOperator(tensor, image_size, ratio, noise_sigma, _source(tensor))
+                return BlockOperator(tensor, image_size, ratio, noise_sigma, self._source(name, tensor))
         return None
+
+    def holds(self, matrix: Tensor) -> bool:
+        """Whether a matrix is the first one that is carried, to the rounding of float32."""
+        own = next(self.buffers())
+        if matrix is own:
+            return True
+        return self._equal((matrix, own), lambda: same_matrix(matrix, own))
 
     def ratios(self) -> list[float]:
         """The ratios of what is carried, rounded to a thousandth."""
@@ -67,6 +86,18 @@ class CarriedSampling(nn.Module):
             for name, tensor in self.named_buffers()
         )
 
+    def _mask_operator(self, mask: Tensor) -> FourierOperator:
+        return self._masked((mask,), lambda: FourierOperator(mask, source=self._source("mask", mask)))
 
-def _source(tensor: Tensor) -> dict[str, Any]:
+    def _source(self, name: str, tensor: Tensor) -> dict[str, Any]:
+        return self._sources[name]((tensor,), lambda: carried_source(tensor))
+
+
+def carried_source(tensor: Tensor) -> dict[str, Any]:
+    """How an operator's `spec` names a matrix or mask that a checkpoint brought."""
     return {"carried_by": "checkpoint", "sha256": tensor_sha256(tensor)}
+
+
+def same_matrix(matrix: Tensor, own: Tensor) -> bool:
+    """Whether two matrices are equal to the rounding of float32."""
+    return matrix.shape == own.shape and torch.allclose(matrix.to(own), own, atol=1e-6)

@@ -63,7 +63,7 @@ class ColumnOperator(MatrixOperator):
             UserError: for another height, unless the matrix was drawn from a seed and can be drawn again.
         """
         if height == self.image_size[0]:
-            return ColumnOperator(self.matrix, (height, width), self.ratio, self.noise_sigma, self.source)
+            return self.sharing(ColumnOperator(self.matrix, (height, width), self.ratio, self.noise_sigma, self.source))
         if "seed" not in self.source:
             raise UserError(f"this column matrix is for images of {self.image_size[0]} rows, not of {height}")
         other = ColumnOperator.gaussian(self.ratio, (height, width), self.source["seed"], self.noise_sigma)

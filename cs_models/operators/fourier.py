@@ -119,7 +119,7 @@ class FourierOperator(MeasurementOperator):
         if self.noise_sigma == 0:
             return y
         noise = torch.randn(*y.shape, 2, generator=generator, dtype=y.real.dtype)
-        return y + self.noise_sigma * torch.view_as_complex(noise).to(y.device)
+        return y + self.noise_sigma * torch.view_as_complex(noise).to(y.device, non_blocking=True)
 
     def _to_image(self, spectrum: Tensor) -> Tensor:
         image: Tensor = torch.fft.ifft2(spectrum, norm="ortho")

@@ -46,9 +46,10 @@ class StructuredOperator(SquareBlocksOperator):
         super().__init__(matrix, image_size, ratio, noise_sigma, source)
         self.permutation_seed = permutation_seed
         height, width = self.padded_size
-        permutation = torch.from_numpy(np.random.RandomState(permutation_seed).permutation(height * width))
-        self.register_buffer("permutation", permutation.to(matrix.device))
-        self.register_buffer("inverse", torch.argsort(permutation).to(matrix.device))
+        drawn = torch.from_numpy(np.random.RandomState(permutation_seed).permutation(height * width))
+        permutation = drawn.to(matrix.device, non_blocking=True)
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("inverse", torch.argsort(permutation))
 
     @classmethod
     def gaussian(
@@ -65,8 +66,15 @@ class StructuredOperator(SquareBlocksOperator):
         return cls(matrix, image_size, seed, ratio, noise_sigma, {"seed": seed})
 
     def resized(self, height: int, width: int) -> StructuredOperator:
-        return StructuredOperator(
-            self.matrix, (height, width), self.permutation_seed, self.ratio, self.noise_sigma, self.source
+        return self._like((height, width), self.permutation_seed)
+
+    def permuted(self, seed: int) -> StructuredOperator:
+        """The same matrix on pixels in another order."""
+        return self._like(self.image_size, seed)
+
+    def _like(self, image_size: tuple[int, int], seed: int) -> StructuredOperator:
+        return self.sharing(
+            StructuredOperator(self.matrix, image_size, seed, self.ratio, self.noise_sigma, self.source)
         )
 
     @property

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from safetensors import SafetensorError
 
+from cs_models.training.agreement import Agreement
 from cs_models.training.lightning import LightningTraining, NonFiniteLossError
 from cs_models.training.weights import whole_tensors, write_tensors
 from datamodules.patches import PatchBatches, ResumableLoader
@@ -116,6 +117,7 @@ class StopOnSigterm(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._told = False
+        self._agreement = Agreement()
         if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
             signal.signal(signal.SIGTERM, self._tell)
 
@@ -127,7 +129,7 @@ class StopOnSigterm(pl.Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return  # gradients that wait for their step are in no checkpoint
-        if trainer.strategy.reduce_boolean_decision(self._told, all=False):
+        if self._agreement.any(self._told):
             raise SIGTERMException(128 + signal.SIGTERM)
 
 

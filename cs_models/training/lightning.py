@@ -15,7 +15,10 @@ from torchmetrics import MeanMetric
 
 from cs_models.errors import UserError
 from cs_models.metrics import psnr, ssim
+from cs_models.operators import MeasurementOperator
 from cs_models.operators.bank import mix
+from cs_models.precision import forbid_tf32
+from cs_models.training.agreement import Agreement, HostCopy
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.options import OPTIMISER_SETTINGS, Training
 from cs_models.training.panels import log_panel
@@ -57,11 +60,14 @@ class LightningTraining(pl.LightningModule):
             self.add_module(name, part)
         self.skipped_batches = 0
         self._skip_step = False
+        self._loss: HostCopy | None = None
+        self._agreement: Agreement | None = None
         self._schedule_steps: int | None = None
         self._resumed_schedule_steps: int | None = None
         self._resumed_training: dict[str, Any] = {}
         self._validation: dict[str, list[Tensor]] = {}
         self._panels: list[tuple[str, Tensor]] = []
+        self._operators: dict[tuple[float, tuple[int, int]], MeasurementOperator] = {}
 
     @property
     def options(self) -> Training:
@@ -77,7 +83,11 @@ class LightningTraining(pl.LightningModule):
         if self.method.ema is not None:
             shard(self.method.evaluated_network, mesh)
 
+    def setup(self, stage: str) -> None:
+        forbid_tf32()
+
     def on_fit_start(self) -> None:
+        self._agreement = Agreement()
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             self.method.prepare(datamodule.training_patches)
@@ -89,9 +99,6 @@ class LightningTraining(pl.LightningModule):
 
         The operator and the schedule are the same in every process, as in one process with the whole batch. The noise
         differs: every process has other images.
-
-        Raises:
-            NonFiniteLossError: in all processes, where the loss of any is not finite.
         """
         x = batch.float() / 255
         operator = self.method.training_operator((x.shape[-2], x.shape[-1]), self.global_step, self.device)
@@ -103,19 +110,28 @@ class LightningTraining(pl.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in self.method.monitored().items()})
         if self.options.log_loss:
             loss = loss.clamp_min(SMALLEST_LOSS).log()
-        if not self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):
-            return self._not_finite(loss)
-        self.log("train/loss", loss, prog_bar=True)
+        self._loss = HostCopy(loss)
         return loss
 
-    def _not_finite(self, loss: Tensor) -> Tensor:
+    def on_after_backward(self) -> None:
+        """Look at the loss, which the host must know before the optimiser may spoil the weights with it.
+
+        Here the backward pass is queued, so that a GPU has something to do while the host waits for the forward pass.
+
+        Raises:
+            NonFiniteLossError: in all processes, where the loss of any is not finite.
+        """
+        assert self._loss is not None
+        assert self._agreement is not None
+        loss = self._loss.read()
+        if self._agreement.all(bool(loss.isfinite())):
+            self.log("train/loss", loss, prog_bar=True)  # that of the device would be read once more
+            return
         if self.options.non_finite == "stop":
             raise NonFiniteLossError(f"the loss is not finite at step {self.global_step}: {float(loss)} here")
         self.skipped_batches += 1
         self._skip_step = True
         self.log("train/skipped_batches", float(self.skipped_batches))
-        # Gradients of zero, because DDP waits for some.
-        return 0 * torch.stack([weight.sum() for weight in self.method.network.parameters()]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._skip_step:
@@ -148,7 +164,7 @@ class LightningTraining(pl.LightningModule):
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        self._validation, self._panels = {}, []
+        self._validation, self._panels, self._operators = {}, [], {}
         # Once for all images, of which the processes may have different numbers.
         gather(self.method.evaluated_network)
 
@@ -156,7 +172,7 @@ class LightningTraining(pl.LightningModule):
         x, names = batch
         panels = [x] if batch_idx < self.options.panel_images else []
         for ratio in self.options.validation_ratios or self.options.sampling.ratios:
-            operator = self.method.default_operator(ratio, (x.shape[-2], x.shape[-1])).to(self.device)
+            operator = self._operator(ratio, (x.shape[-2], x.shape[-1]))
             estimate = self.method.reconstruct(operator(x), operator).clamp(0, 1)
             self._validation.setdefault(f"val/psnr_{100 * ratio:g}", []).append(psnr(estimate, x))
             self._validation.setdefault(f"val/ssim_{100 * ratio:g}", []).append(ssim(estimate, x))
@@ -165,8 +181,16 @@ class LightningTraining(pl.LightningModule):
         if panels:
             self._panels.append((names[0], torch.cat(panels, dim=-1)[0].cpu()))
 
+    def _operator(self, ratio: float, image_size: tuple[int, int]) -> MeasurementOperator:
+        """What validation measures with; images of one size share it, since its matrix takes long to draw."""
+        key = ratio, image_size
+        if key not in self._operators:
+            self._operators[key] = self.method.default_operator(ratio, image_size).to(self.device)
+        return self._operators[key]
+
     def on_validation_epoch_end(self) -> None:
         release(self.method.evaluated_network)
+        self._operators = {}
         means = []
         for key, values in self._validation.items():
             metric = MeanMetric().to(self.device)

@@ -20,6 +20,7 @@ from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator, SamplingBank, make_operator
 from cs_models.operators.carried import CarriedSampling
 from cs_models.operators.matrices import tensor_sha256
+from cs_models.precision import no_tf32
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.options import Training
 from cs_models.training.weights import load_weights
@@ -96,7 +97,8 @@ class ReconstructionModule(nn.Module, Reconstructor):
         """
         self.check_operator(operator)
         planes = rearrange(y, "n c ... -> (n c) 1 ...")
-        estimates = self.estimates(self.evaluated_network.eval(), planes, operator, return_all)
+        with no_tf32():
+            estimates = self.estimates(self.evaluated_network.eval(), planes, operator, return_all)
         images = [rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float() for x in estimates]
         return images if return_all else images[0]
 

@@ -16,6 +16,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cs_models.precision import no_tf32
+
 DENSE_BELOW = 65  # up to 64 samples a matrix product beats every FFT
 
 
@@ -107,8 +109,9 @@ class _Cosine(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dims: tuple[int, ...], inverse: bool) -> Tensor:
         ctx.dims, ctx.inverse = dims, inverse
         values = x.detach()
-        for dim in dims:
-            values = _cosine(values, dim, inverse, overwrite=dim != dims[0])
+        with torch.autocast(x.device.type, enabled=False), no_tf32():
+            for dim in dims:
+                values = _cosine(values, dim, inverse, overwrite=dim != dims[0])
         return values
 
     @staticmethod

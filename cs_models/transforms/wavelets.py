@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pywt
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.errors import UserError, nearest
+from cs_models.precision import no_tf32
 from cs_models.transforms.dct import OrthonormalTransform
 
 ORTHOGONAL_FAMILIES = ("haar", "db", "sym", "coif", "dmey")
@@ -34,9 +37,8 @@ class Wavelet2d(OrthonormalTransform):
         names = [wave for family in ORTHOGONAL_FAMILIES for wave in pywt.wavelist(family)]
         if name not in names:
             raise UserError(f"'{name}' is no orthogonal wavelet{nearest(name, names)}")
-        wavelet = pywt.Wavelet(name)
+        self.name = name
         self.levels = levels
-        self._filters = torch.tensor([wavelet.rec_lo, wavelet.rec_hi], dtype=torch.float64)
 
     def analysis(self, signal: Tensor) -> Tensor:
         self._check(signal)
@@ -66,19 +68,28 @@ class Wavelet2d(OrthonormalTransform):
 
     def _split(self, x: Tensor) -> Tensor:
         """Low and high half of the last dimension, side by side."""
-        kernel = self._filters.to(x)[:, None]
+        kernel = _filters(self.name, x.dtype, x.device)
         taps, length = kernel.shape[-1], x.shape[-1]
         # The border may be longer than the signal, which torch's circular padding refuses.
         wrapped = x[..., torch.arange(length + taps - 2, device=x.device) % length]
         rows = wrapped.reshape(-1, 1, wrapped.shape[-1])
-        bands = F.conv1d(rows, kernel, stride=2)
+        with torch.autocast(x.device.type, enabled=False), no_tf32():
+            bands = F.conv1d(rows, kernel, stride=2)
         return rearrange(bands, "r band k -> r (band k)").reshape(x.shape)
 
     def _join(self, x: Tensor) -> Tensor:
         """The adjoint, and inverse, of `_split`."""
-        kernel = self._filters.to(x)[:, None]
+        kernel = _filters(self.name, x.dtype, x.device)
         length = x.shape[-1]
         bands = rearrange(x.reshape(-1, length), "r (band k) -> r band k", band=2)
-        wrapped = F.conv_transpose1d(bands, kernel, stride=2)[:, 0]
+        with torch.autocast(x.device.type, enabled=False), no_tf32():
+            wrapped = F.conv_transpose1d(bands, kernel, stride=2)[:, 0]
         places = torch.arange(wrapped.shape[-1], device=x.device) % length
         return wrapped.new_zeros(len(wrapped), length).index_add_(1, places, wrapped).reshape(x.shape)
+
+
+@lru_cache(maxsize=16)
+def _filters(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The low and the high filter of a wavelet, ``(2, 1, taps)``. Treat it as read-only."""
+    wavelet = pywt.Wavelet(name)
+    return torch.tensor([[wavelet.rec_lo], [wavelet.rec_hi]], dtype=torch.float64).to(device=device, dtype=dtype)

@@ -90,11 +90,12 @@ class DiffusionModel(nn.Module):
     def forward(self, x: Tensor, t: int) -> Tensor:
         """The noise in ``x_t`` ``(N, channels, H, W)``, images in [-1, 1], in x's dtype."""
         features = x.to(self.unet.dtype)
+        step = torch.full((), t, device=x.device)  # of a number diffusers makes a tensor that it copies to the device
         if not self.conditional:
-            return self.unet(features, t).sample[:, : self.channels].to(x.dtype)
+            return self.unet(features, step).sample[:, : self.channels].to(x.dtype)
         assert self.prompt is not None
         prompt = self.prompt.expand(len(x), -1, -1)
-        noise = self.unet(F.pixel_unshuffle(features, 2), t, encoder_hidden_states=prompt).sample
+        noise = self.unet(F.pixel_unshuffle(features, 2), step, encoder_hidden_states=prompt).sample
         return F.pixel_shuffle(noise, 2).to(x.dtype)
 
 
@@ -215,7 +216,7 @@ class DDNM(IterativeSolver):
         def draw() -> Tensor:
             shape = (1, self._diffusion.channels, rows, columns)
             noise = torch.randn(shape, generator=generator, dtype=y.real.dtype)
-            return noise.to(y.device).expand(len(y), -1, -1, -1)
+            return noise.to(y.device, non_blocking=True).expand(len(y), -1, -1, -1)
 
         times = self.timesteps()
         bars = [*self._diffusion.alpha_bars[times].tolist(), 1.0]

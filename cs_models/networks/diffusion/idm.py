@@ -22,6 +22,7 @@ from cs_models.networks.invertible import InvertibleSequence, Wired, stabilise
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.canvas import Canvas
 from cs_models.operators.matrices import load_matrix
+from cs_models.precision import no_tf32
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.options import Training
 
@@ -176,7 +177,7 @@ class IDM(nn.Module):
         else:
             if generator is None and not self.training:
                 generator = torch.Generator().manual_seed(0)
-            start = torch.randn(aty.shape, generator=generator, dtype=aty.dtype).to(aty.device)
+            start = torch.randn(aty.shape, generator=generator, dtype=aty.dtype).to(aty.device, non_blocking=True)
         contexts = [
             (self.unet, alpha_bars[t], alpha_bars[t - 1], y, canvas, aty) for t in range(self.config.steps, 0, -1)
         ]
@@ -254,4 +255,5 @@ class IDMModule(ReconstructionModule):
         if self.config.channels == 1:
             return super().reconstruct(y, operator)
         self.check_operator(operator)
-        return self.evaluated_network.eval()(y, operator).float()
+        with no_tf32():
+            return self.evaluated_network.eval()(y, operator).float()

@@ -303,7 +303,8 @@ class InvertibleUNet(nn.Module):
         if self.time_embedding is None:
             return None
         timestep = round(TRAINING_TIMESTEPS * (step + 1) / self.steps) - 1
-        return self.time_embedding(self.time_proj(torch.tensor([timestep], device=x.device)).to(x.dtype))
+        steps = torch.full((1,), timestep, device=x.device)
+        return self.time_embedding(self.time_proj(steps).to(x.dtype))
 
     def _prompt(self, images: int) -> Tensor | None:
         return None if self.prompt is None else self.prompt.expand(images, -1, -1)

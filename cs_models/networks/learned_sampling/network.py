@@ -18,8 +18,10 @@ from cs_models.errors import UserError
 from cs_models.networks.injector import Injector
 from cs_models.networks.invertible import Context, Wired, stabilise
 from cs_models.operators import BlockOperator, MeasurementOperator, Sampling
+from cs_models.operators.carried import carried_source, same_matrix
 from cs_models.operators.learned import LearnedBlocks
-from cs_models.operators.matrices import tensor_sha256
+from cs_models.operators.remembered import Remembered
+from cs_models.precision import no_tf32
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.options import Training
 
@@ -39,7 +41,7 @@ class Sensing(nn.Module):
 
     def initial(self, y: Tensor, operator: BlockOperator) -> Tensor:
         """The initial estimate ``A^+ y`` of whole blocks ``(N, 1, H, W)``, in float32 even under autocast."""
-        with torch.autocast(y.device.type, enabled=False):
+        with torch.autocast(y.device.type, enabled=False), no_tf32():
             return self.back(rearrange(y, "n 1 (h w) m -> n m h w", h=operator.grid[0]))
 
     def normal(self, x: Tensor) -> Tensor:
@@ -109,6 +111,8 @@ class LearnedSamplingModule(ReconstructionModule):
 
     def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
         super().__init__(network, config, training)
+        self._made: Remembered[tuple[Tensor, dict[str, Any]]] = Remembered()
+        self._equal: Remembered[bool] = Remembered()
         if training.sampling.noise_sigma:
             raise UserError(f"{self.name} learns its sampling without noise; leave sampling.noise_sigma at 0")
 
@@ -124,15 +128,19 @@ class LearnedSamplingModule(ReconstructionModule):
         sampling = self._evaluated_sampling
         if abs(ratio - sampling.ratio) > 1e-6:
             raise UserError(f"this {self.name} learned its sampling for ratio {sampling.ratio:g} alone, not {ratio:g}")
-        source = {"carried_by": "checkpoint", "sha256": tensor_sha256(sampling.matrix())}
-        return sampling.operator(image_size, noise_sigma, source)
+        # The same tensor until training moves on, so that `check_operator` knows it again.
+        weights = tuple(sampling.parameters())
+        matrix, source = self._made(weights, lambda: _matrix_of(sampling))
+        return BlockOperator(matrix, image_size, ratio, noise_sigma, source)
 
     def check_operator(self, operator: MeasurementOperator) -> None:
-        own = self._evaluated_sampling.matrix()
+        sampling = self._evaluated_sampling
+        weights = tuple(sampling.parameters())
         if not (
             isinstance(operator, BlockOperator)
-            and operator.matrix.shape == own.shape
-            and torch.allclose(operator.matrix.to(own), own, atol=1e-6)
+            and self._equal(
+                (operator.matrix, *weights), lambda: same_matrix(operator.matrix, sampling.matrix().detach())
+            )
         ):
             raise UserError(
                 f"this {self.name} reconstructs from the sampling that it learned, which its checkpoint carries "
@@ -146,6 +154,12 @@ class LearnedSamplingModule(ReconstructionModule):
     def constrain(self) -> None:
         learned_sampling(self.network).constrain()
         stabilise(self.network)
+
+
+def _matrix_of(sampling: LearnedBlocks) -> tuple[Tensor, dict[str, Any]]:
+    """A copy of a sampling's matrix, since the optimiser changes parameters in their place, and its source."""
+    matrix = sampling.matrix().detach().clone()
+    return matrix, carried_source(matrix)
 
 
 def learned_sampling(network: nn.Module) -> LearnedBlocks:

@@ -13,6 +13,7 @@ from cs_models.networks.unfolding.ista_net import ISTANet, ISTANetConfig, Phase,
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.learned import ScaledSigns
+from cs_models.precision import no_tf32
 
 
 @dataclass(frozen=True)
@@ -112,5 +113,5 @@ class OPINENetModule(LearnedSamplingModule, UnfoldingModule):
 
 def distance_from_identity(matrix: Tensor) -> Tensor:
     """Mean square of ``A A^T - I`` for a matrix ``(M, n)``, in its own precision even under autocast."""
-    with torch.autocast(matrix.device.type, enabled=False):
-        return (matrix @ matrix.T - torch.eye(len(matrix)).to(matrix)).square().mean()
+    with torch.autocast(matrix.device.type, enabled=False), no_tf32():
+        return (matrix @ matrix.T - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)).square().mean()

@@ -22,6 +22,7 @@ from cs_models.networks.learned_sampling.network import (
 )
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.learned import LearnedBlocks
+from cs_models.precision import no_tf32
 from cs_models.training.options import Training
 
 
@@ -74,7 +75,7 @@ class ConvolvedBlocks(LearnedBlocks):
 
     def matrix(self) -> Tensor:
         # Both convolutions are linear, so they are one; what it makes of every single pixel are the matrix's columns.
-        with torch.autocast(self.conv1.weight.device.type, enabled=False):
+        with torch.autocast(self.conv1.weight.device.type, enabled=False), no_tf32():
             kernel = torch.einsum("cfij,fopq->copq", self.conv2.weight, self.conv1.weight)
             return rearrange(F.conv2d(self.pixels, kernel, stride=2, padding=1), "n c p q -> (c p q) n")
 

@@ -22,6 +22,7 @@ from cs_models.networks.unfolding.one_matrix import OneMatrixModule
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
 from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.matrices import rows_for_ratio
+from cs_models.precision import no_tf32
 from cs_models.solvers.linear import linear_estimator
 
 
@@ -161,7 +162,7 @@ class ISTANet(UnfoldingNetwork):
     def initial(self, problem: Problem) -> Tensor:
         if self.start == "adjoint":
             return problem.aty
-        with torch.autocast(problem.y.device.type, enabled=False):
+        with torch.autocast(problem.y.device.type, enabled=False), no_tf32():
             pixels = problem.y @ self.q_init.to(problem.y.dtype).T
         return pixels.reshape(problem.aty.shape)
 

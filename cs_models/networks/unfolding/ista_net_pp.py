@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule, iterations
+from cs_models.precision import no_tf32
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class ConditionModule(nn.Module):
 
     def forward(self, ratio: float) -> Tensor:
         """Positive numbers ``(outputs,)`` for a nominal ratio in (0, 1]."""
-        weight = next(self.parameters())
-        return self.layers(torch.tensor([ratio], device=weight.device, dtype=weight.dtype))
+        return self.layers(next(self.parameters()).new_full((1,), ratio))
 
 
 class ResidualBlock(nn.Module):
@@ -106,7 +106,7 @@ class ISTANetPP(UnfoldingNetwork):
         if self.condition is None:
             return super().conditions(problem, schedule)
         # Step sizes enter the data consistency, so they stay in float32.
-        with torch.autocast(problem.aty.device.type, enabled=False):
+        with torch.autocast(problem.aty.device.type, enabled=False), no_tf32():
             numbers = self.condition(problem.ratio).view(-1, len(self.layers)).T
         return [numbers[step.layer] for step in iterations(schedule)]
 

@@ -28,7 +28,8 @@ class FMU(nn.Module):
     def forward(self, ratio: float, noise_sigma: float) -> Tensor:
         """Channel gains ``(features,)`` from M / N and the noise level on the [0, 1] scale."""
         inputs = [ratio, noise_sigma * 255 / 5] if self.noise else [ratio]
-        return self.linear(torch.tensor(inputs, device=self.linear.weight.device, dtype=self.linear.weight.dtype))
+        # Filled on the device: a tensor of Python's numbers is copied there, and the host waits for it.
+        return self.linear(torch.cat([self.linear.weight.new_full((1,), value) for value in inputs]))
 
 
 class RFMU(nn.Module):

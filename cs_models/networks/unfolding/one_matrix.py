@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from cs_models.errors import UserError
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import UnfoldingNetwork
@@ -32,14 +30,9 @@ class OneMatrixModule(UnfoldingModule):
         super().__init__(network, config, training)
 
     def check_operator(self, operator: MeasurementOperator) -> None:
-        matrices = list(self.carried.buffers())
-        if not matrices:
+        if not self.carried.shapes():
             raise UserError(self._no_matrix)
-        if not (
-            isinstance(operator, BlockOperator)
-            and operator.matrix.shape == matrices[0].shape
-            and torch.allclose(operator.matrix.cpu(), matrices[0].cpu(), atol=1e-6)
-        ):
+        if not (isinstance(operator, BlockOperator) and self.carried.holds(operator.matrix)):
             raise UserError(
                 f"this {self.title} was trained for one matrix, which its checkpoint carries "
                 f"(ratio {self.carried.ratios()[0]:g}); it takes no other operator"

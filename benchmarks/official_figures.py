@@ -2,6 +2,8 @@
 
 ``python benchmarks/official_figures.py --data_dir DIR --golden golden.json --out results/official``
 
+``--golden golden_beyond.json`` has those of SCNet, SODAS-Net and OPINE-Net+.
+
 Imports each released checkpoint under DIR/official with its matrix, evaluates it on the whole set, and prints the
 largest deviation of PSNR and SSIM over the images. A rerun continues where it stopped.
 """
@@ -27,6 +29,9 @@ def import_entry(entry: str, facts: dict[str, Any], data: Path, folder: Path) ->
     """Import the checkpoint of a golden entry with the matrix, start or mask that it was measured with."""
     name = entry.split("/")[0]
     model = FAMILIES.get(name, name)
+    if name == "opine_net_plus":
+        module = import_official(model, data / facts["weights"])
+        return save_checkpoint(module, folder / ("-".join(entry.split("/")) + ".safetensors"))
     files = [data / "official/sampling_matrix" / Path(part.strip()).name for part in facts["matrix"].split("+")]
     options: dict[str, Any] = {"phi": files}
     if model == "ista_net_plus_mri":
@@ -48,7 +53,7 @@ def main() -> int:
     options = parser.parse_args()
     golden = {
         entry: facts
-        for entry, facts in json.loads(options.golden.read_text()).items()
+        for entry, facts in json.loads(options.golden.read_text(encoding="utf-8")).items()
         if entry != "protocol" and options.only in entry
     }
     columns = ("images", "PSNR", "golden", "SSIM", "golden", "worst dB", "worst SSIM")
@@ -64,7 +69,7 @@ def main() -> int:
         sys.stdout.flush()
         if evaluation.main(words) != 0:
             return 2
-        with open(options.out / checkpoint.stem / "per_image.csv") as file:
+        with open(options.out / checkpoint.stem / "per_image.csv", encoding="utf-8") as file:
             rows = {row["image"]: (float(row["psnr_db"]), float(row["ssim"])) for row in csv.DictReader(file)}
         worst, means = compare(rows, facts)
         failed += worst[0] > 0.005 or worst[1] > 2e-4

@@ -49,7 +49,7 @@ def patches_per_second(options: argparse.Namespace, devices: int, precision: str
             run_program(words, REPOSITORY)
         except UserError as error:
             raise UserError(f"train.py with {devices} processes, {precision}: {error}") from None
-        with open(Path(folder) / "run/metrics.csv") as file:
+        with open(Path(folder) / "run/metrics.csv", encoding="utf-8") as file:
             found = [row.get("train/patches_per_second") for row in csv.DictReader(file)]
     return statistics.median([float(value) for value in found if value][1:])
 

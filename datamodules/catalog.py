@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cs_models.errors import UserError, nearest
-from datamodules.images import Channels, list_images, read_image
+from datamodules.images import Channels, image_size, list_images, read_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,10 +255,22 @@ class ImageFile:
             return pixels
         side = self.centre_crop
         height, width = pixels.shape[:2]
-        if min(height, width) < side:
-            raise UserError(f"image '{self.path}' is {height}x{width}, too small for a {side}x{side} centre crop")
+        self._check_crop(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         return pixels[top : top + side, left : left + side]
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of what `read` gives, from the header of the file alone."""
+        height, width = image_size(self.path)
+        if self.centre_crop is None:
+            return height, width
+        self._check_crop(height, width)
+        return self.centre_crop, self.centre_crop
+
+    def _check_crop(self, height: int, width: int) -> None:
+        side = self.centre_crop
+        if side is not None and min(height, width) < side:
+            raise UserError(f"image '{self.path}' is {height}x{width}, too small for a {side}x{side} centre crop")
 
 
 class BenchmarkImages(Sequence["tuple[str, Tensor]"]):

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cs_models"
 # From the bottom up; each may import what stands below it.
 LAYERS = [
-    {"errors", "files", "precision", "signatures"},
-    {"numerics", "transforms"},
+    {"errors", "files", "precision", "host_memory", "signatures"},
+    {"numerics", "transforms", "moments", "arrays"},
     {"metrics"},
     {"operators"},
     {"reconstruction"},
@@ -25,8 +25,8 @@ LAYERS = [
     {"cli"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# The ways in from outside stand above all layers: the package itself, and a module path that scripts rely on.
-ENTRANCES = {"cs_models", "cs_models.import_official"}
+# The ways in from outside stand above all layers: the package, `python -m` of it, and a path that scripts rely on.
+ENTRANCES = {"cs_models", "cs_models.__main__", "cs_models.import_official"}
 HEAVY = {"pytorch_lightning", "lightning_fabric", "diffusers", "wandb", "matplotlib", "timm", "torchmetrics"}
 # Above training, but on the way of whoever loads and runs a network.
 LIGHT = {"cs_models.networks.unfolding.coast", "cs_models.networks.unfolding.module", "cs_models.training.module",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -152,7 +151,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline, "no row appeared"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert 2 <= len(list(read_rows(path))) < 16
     assert main(command(data, killed, methods=slow)) == 0

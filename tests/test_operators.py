@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,9 @@ OPERATORS = {
     "block, every measurement": lambda: make_operator("block:8", 1.0, (16, 16)),
     "block, plain Gaussian": lambda: BlockOperator(gaussian_matrix(20, 64, 3), (16, 13)),
     "block, repeated rows": lambda: BlockOperator(gaussian_matrix(10, 64, 3).repeat(2, 1), (16, 13)),
+    "block, principal components": lambda: make_operator("block:pca", 0.1, (66, 33)),
+    "block, principal components and a remainder": lambda: make_operator("block:pca:32", 0.05, (40, 35)),
+    "block, principal components and a large remainder": lambda: make_operator("block:pca", 0.5, (58, 58)),
     "structured": lambda: make_operator("structured:8", 0.3, (32, 24)),
     "structured with padding": lambda: make_operator("structured:8", 0.3, (19, 17)),
     "column": lambda: make_operator("column", 0.3, (40, 21)),
@@ -152,7 +156,7 @@ def test_float32_under_autocast(name: str) -> None:
     torch.testing.assert_close(image, operator.adjoint(y), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["block:8", "structured:8", "pixel"])
+@pytest.mark.parametrize("kind", ["block:8", "block:pca", "structured:8", "pixel"])
 def test_smaller_ratios_measure_a_part_of_larger_ones(kind: str) -> None:
     x = torch.rand(1, 1, 24, 24)
     small, large = make_operator(kind, 0.1, (24, 24), seed=5), make_operator(kind, 0.5, (24, 24), seed=5)
@@ -232,6 +236,35 @@ def test_bank_draws_depend_on_seed_and_step_alone() -> None:
     assert max(sigmas) <= 10 / 255
 
 
+def test_ratios_as_a_range() -> None:
+    """A range says its ratios, and says the same when a checkpoint's header with all of them builds it again."""
+    sampling = Sampling(ratios=(0.01, 0.5), ratio_step=0.01)
+    assert sampling.ratios == tuple(percent / 100 for percent in range(1, 51))
+    assert Sampling(**asdict(sampling)) == sampling
+    assert Sampling(ratios=(0.1, 0.95), ratio_step=0.3).ratios == (0.1, 0.4, 0.7)
+    drawn = {SamplingBank(Sampling((0.1, 0.3), block_size=8, ratio_step=0.1)).draw(s, (8, 8)).ratio for s in range(30)}
+    assert drawn == {0.1, 0.2, 0.3}
+
+
+@pytest.mark.parametrize(
+    ("ratios", "step", "message"),
+    [
+        ((0.1, 0.5), 0.0, "at least 0.001"),
+        ((0.1, 0.5), float("nan"), "at least 0.001"),
+        ((0.1, 0.5), 1e-9, "at least 0.001"),
+        ((0.3,), 0.1, "the first to the last of two ratios"),
+        ((0.5, 0.1), 0.1, "the first to the last of two ratios"),
+        ((0.1, 0.2), float("inf"), "the first to the last of two ratios"),
+        ((), 0.1, "the first to the last of two ratios"),
+        ((0.1, 5e9), 0.1, "outside"),
+    ],
+)
+def test_wrong_ranges_of_ratios(ratios: tuple[float, ...], step: float, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Sampling(ratios=ratios, ratio_step=step)
+    assert "\n" not in str(caught.value)
+
+
 def test_bank_matrices_are_unseen_by_evaluation() -> None:
     training = SamplingBank(Sampling(block_size=8)).matrix(0.5)
     assert not any(torch.equal(training, make_operator("block:8", 0.5, (8, 8), seed).matrix) for seed in range(20))
@@ -307,10 +340,17 @@ def test_bad_matrix_files(tmp_path: Path, kind: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["blok", "block:x", "column:8", "block:0", "phi.txt"])
+BAD_WORDS = [
+    "blok", "block:x", "column:8", "block:0", "phi.txt",
+    "block:pac", "block:pca32", "block:pca:x", "block:pca:0", "block:pca:16", "block:pca:pca", "structured:pca",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", BAD_WORDS)
 def test_bad_operator_words(spec: str) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as caught:
         make_operator(spec, 0.1, (33, 33))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.1, float("nan")])

@@ -77,7 +77,7 @@ def write(estimates: Sequence[Tensor], psnr_db: Sequence[float], image: Tensor, 
     files = [out / "iterates.csv", out / "psnr_per_iteration.png", out / "iterates.png"]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with open(files[0], "w", newline="") as file:
+        with open(files[0], "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["iteration", "psnr_db"])
             writer.writerows([number, f"{value:.4f}"] for number, value in enumerate(psnr_db, start=1))

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_models.errors import UserError, first_line
+from cs_models.arrays import read_npy
+from cs_models.errors import UserError
 from cs_models.evaluation.options import Options
 from cs_models.evaluation.pictures import slug, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
@@ -77,13 +78,10 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
     Raises:
         UserError: if the file is missing or unreadable, or its shape or kind of numbers does not fit the operator.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"measurements not found: {path}") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read the measurements {path}: {first_line(error)}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiuc" or not np.isfinite(array).all():
+    if not Path(path).is_file():
+        raise UserError(f"measurements not found: {path}")
+    array = read_npy(Path(path))
+    if array.dtype.kind not in "fiuc" or not np.isfinite(array).all():
         raise UserError(f"{path} holds no array of finite numbers")
     buffer = next(operator.buffers())
     example = operator(torch.zeros(1, 1, *operator.image_size, device=buffer.device))

@@ -59,7 +59,8 @@ def make_operator(
     """An operator from the words of the command line, or from a matrix.
 
     Args:
-        spec: ``block`` (33x33), ``block:32``, ``structured`` (n = 32^2), ``structured:16``, ``column``, ``pixel``,
+        spec: ``block`` (33x33), ``block:32``, ``block:pca`` (principal components of photographs in place of random
+            rows, 33x33), ``block:pca:32``, ``structured`` (n = 32^2), ``structured:16``, ``column``, ``pixel``,
             ``transform2d`` (random signs, then random coefficients of the 2-D DCT), ``radial`` or ``fourier`` (MRI,
             radial mask), ``cartesian`` (MRI, columns), ``radon`` (tomography, as many views as the ratio gives),
             ``radon:20`` (20 views, at a ratio that fits), or the path of a `.npy` or `.mat` file. A file holds a mask
@@ -68,7 +69,7 @@ def make_operator(
             a file.
         ratio: CS ratio in (0, 1].
         image_size: (H, W).
-        seed: of the random draw; not used for files.
+        seed: of the random draw; not used for files and principal components.
         noise_sigma: standard deviation of the noise, on the scale of images in [0, 1].
 
     Raises:
@@ -84,8 +85,16 @@ def make_operator(
         return _from_matrix(load_matrix(spec), spec, file_source(spec), ratio, image_size, noise_sigma)
     if name not in OPERATOR_NAMES:
         raise UserError(f"unknown operator '{spec}', and no .npy or .mat file{nearest(name, OPERATOR_NAMES)}")
+    principal = name == "block" and size.split(":")[0] == "pca"
+    if principal:
+        size = size.removeprefix("pca").removeprefix(":")
     if size and (name not in SIZED or not size.isdecimal() or int(size) < 1):
-        raise UserError(f"cannot read the operator '{spec}'; a number belongs to {', '.join(SIZED)}, as in block:32")
+        raise UserError(
+            f"cannot read the operator '{spec}'; a number belongs to {', '.join(SIZED)}, as in block:32; "
+            "principal components are block:pca and block:pca:32"
+        )
+    if principal:
+        return BlockOperator.principal(ratio, image_size, int(size or 33), noise_sigma)
     if name == "block":
         return BlockOperator.gaussian(ratio, image_size, int(size or 33), seed, noise_sigma)
     if name == "structured":

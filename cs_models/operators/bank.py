@@ -11,6 +11,7 @@ from torch import Tensor
 from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.block import BlockOperator
+from cs_models.operators.components import check_block_size, principal_rows, principal_source
 from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import (
     check_ratio,
@@ -23,6 +24,7 @@ from cs_models.operators.structured import StructuredOperator
 
 # Training matrices have seeds from here on, so that evaluation, whose seeds are small, meets unseen ones.
 FIRST_TRAINING_SEED = 100_000
+SMALLEST_RATIO_STEP = 0.001
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,68 @@ class Sampling:
         ratios: nominal CS ratios in (0, 1], each equally likely.
         kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask a ratio.
         block_size: B.
+        matrices: of "block": "gaussian"; or "pca", the principal components of photographs, one matrix for all ratios.
         matrices_per_ratio: how many different matrices; they are shared, nested, by the ratios.
         noise_sigma: largest standard deviation of the noise on the measurements, on the 0-255 scale; each step
             draws one uniformly between 0 and it.
         seed: of the draws and of the matrices.
+        ratio_step: where it is given, `ratios` names two, and becomes those from the first to the second in such steps.
     """
 
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     kind: Literal["block", "structured", "fourier"] = "block"
     block_size: int = 33
+    matrices: Literal["gaussian", "pca"] = "gaussian"
     matrices_per_ratio: int = 1
     noise_sigma: float = 0.0
     seed: int = 0
+    ratio_step: float | None = None
 
     def __post_init__(self) -> None:
+        if self.ratio_step is not None:
+            # Frozen, like every configuration: set once, here. The names that a checkpoint remembers give the same.
+            object.__setattr__(self, "ratios", ratio_range(self.ratios, self.ratio_step))
         if not self.ratios:
             raise UserError("sampling needs at least one ratio, such as 0.1")
         for ratio in self.ratios:
             check_ratio(ratio)
         if self.matrices_per_ratio < 1:
             raise UserError(f"matrices_per_ratio must be at least 1, got {self.matrices_per_ratio}")
+        if self.matrices == "pca":
+            self._check_principal()
+
+    def _check_principal(self) -> None:
+        if self.kind != "block":
+            raise UserError(f"matrices 'pca' are for sampling.kind 'block', not '{self.kind}'")
+        if self.matrices_per_ratio != 1:
+            raise UserError(f"matrices 'pca' are one: matrices_per_ratio must be 1, got {self.matrices_per_ratio}")
+        check_block_size(self.block_size)
+
+    @property
+    def operator(self) -> str:
+        """The word of `cs_models.operators.make_operator` for an operator of this kind."""
+        if self.kind == "fourier":
+            return self.kind
+        return f"block:pca:{self.block_size}" if self.matrices == "pca" else f"{self.kind}:{self.block_size}"
+
+
+def ratio_range(ends: tuple[float, ...], step: float) -> tuple[float, ...]:
+    """The ratios from the first to the last of `ends` in steps, such as the 50 from 0.01 to 0.5 by 0.01.
+
+    Raises:
+        UserError: for a step below a thousandth, or ratios that are not two with a step between them.
+    """
+    if not step >= SMALLEST_RATIO_STEP:
+        raise UserError(f"sampling.ratio_step must be at least {SMALLEST_RATIO_STEP}, got {step}")
+    for ratio in ends:
+        check_ratio(ratio)
+    steps = int((ends[-1] - ends[0]) / step + 1e-6) if ends else 0
+    if steps < 1:
+        raise UserError(
+            f"sampling.ratio_step {step:g} goes from the first to the last of two ratios, as in ratios: [0.01, 0.5]; "
+            f"got {list(ends)}; ratio_step: null takes ratios as they are"
+        )
+    return tuple(round(ends[0] + step * index, 6) for index in range(steps + 1))
 
 
 class SamplingBank:
@@ -78,13 +122,20 @@ class SamplingBank:
 
     def matrix(self, ratio: float, index: int = 0, device: torch.device | str = "cpu") -> Tensor:
         """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows."""
-        n = self.sampling.block_size**2
         if index not in self._matrices:
-            rows = self._rows(max(self.sampling.ratios))
-            seed = FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
-            self._matrices[index] = orthonormal_rows(gaussian_matrix(rows, n, seed)).float()
+            self._matrices[index] = self._largest(index)
         self._matrices[index] = self._matrices[index].to(device)
         return self._matrices[index][: self._rows(ratio)]
+
+    def _largest(self, index: int) -> Tensor:
+        """Matrix number `index` with the rows of the largest ratio."""
+        size, rows = self.sampling.block_size, self._rows(max(self.sampling.ratios))
+        if self.sampling.matrices == "pca":
+            return principal_rows(rows, size)
+        return orthonormal_rows(gaussian_matrix(rows, size**2, self._seed(index))).float()
+
+    def _seed(self, index: int) -> int:
+        return FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
 
     def _rows(self, ratio: float) -> int:
         n = self.sampling.block_size**2
@@ -100,9 +151,9 @@ class SamplingBank:
         device: torch.device | str,
     ) -> MeasurementOperator:
         if self.sampling.kind == "fourier":
-            seed = FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
-            return FourierOperator.radial(ratio, image_size, seed, noise_sigma).to(device)
-        source = {"bank_seed": self.sampling.seed, "index": index}
+            return FourierOperator.radial(ratio, image_size, self._seed(index), noise_sigma).to(device)
+        seeded = {"bank_seed": self.sampling.seed, "index": index}
+        source = principal_source(self.sampling.block_size) if self.sampling.matrices == "pca" else seeded
         matrix = self.matrix(ratio, index, device)
         if self.sampling.kind == "structured":
             return StructuredOperator(matrix, image_size, permutation_seed, ratio, noise_sigma, source)

@@ -8,11 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.moments import second_moment
 from cs_models.numerics import conjugate_gradients
 from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.block import BlockOperator
@@ -105,7 +104,7 @@ class LinearEstimate(Reconstructor):
     def estimator(self, operator: BlockOperator) -> Tensor:
         """Q of an operator's matrix, ``(B^2, M)`` in float64."""
         if self._latest is None or self._latest[0] is not operator.matrix:
-            moment = second_moment(self.training_set, operator.block_size)
+            moment = second_moment((self.training_set,), operator.block_size)
             self._latest = (operator.matrix, linear_estimator(operator.matrix, moment))
         return self._latest[1]
 
@@ -168,31 +167,3 @@ def linear_estimator(matrix: Tensor, moment: Tensor) -> Tensor:
     # A share of the mean variance far below the noise of 8-bit pixels keeps a rank-deficient C invertible.
     gram.diagonal().add_(1e-8 * gram.diagonal().mean())
     return torch.cholesky_solve(cross.T, torch.linalg.cholesky(gram)).T
-
-
-@lru_cache(maxsize=4)
-def second_moment(training_set: str, block_size: int) -> Tensor:
-    """Mean of ``x x^T`` over the BxB luminance blocks of an image set, and over their flips and rotations.
-
-    Returns:
-        ``(B^2, B^2)`` in float64, for pixels in [0, 1], row by row inside a block.
-
-    Raises:
-        UserError: if the set is unknown or no image of it holds a block.
-    """
-    stride = max(1, block_size // 4)
-    n = block_size**2
-    total, count = torch.zeros(n, n, dtype=torch.float64), 0
-    for _, image in load_set(training_set):
-        if min(image.shape[-2:]) < block_size:
-            continue
-        blocks = F.unfold(image[None], block_size, stride=stride)[0]
-        total += (blocks @ blocks.T).double()
-        count += blocks.shape[1]
-    if count == 0:
-        raise UserError(f"no image of '{training_set}' is as large as a {block_size}x{block_size} block")
-    moment = rearrange(total / count, "(a b) (c d) -> a b c d", a=block_size, c=block_size)
-    moment = (moment + moment.permute(1, 0, 3, 2)) / 2
-    moment = (moment + moment.flip(0, 2)) / 2
-    moment = (moment + moment.flip(1, 3)) / 2
-    return rearrange(moment, "a b c d -> (a b) (c d)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ class StopOnSigterm(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._told = False
-        signal.signal(signal.SIGTERM, self._tell)
+        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
+            signal.signal(signal.SIGTERM, self._tell)
 
     def _tell(self, *_: object) -> None:
         self._told = True

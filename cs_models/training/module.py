@@ -135,13 +135,14 @@ class ReconstructionModule(nn.Module, Reconstructor):
     def default_operator(
         self, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
     ) -> MeasurementOperator:
-        """What the network is evaluated with by default: the carried matrix, or a seeded one, unseen in training."""
+        """What the network is evaluated with by default: the carried matrix, or one of the kind of its training.
+
+        Random matrices are unseen ones of this seed.
+        """
         carried = self.carried.operator(ratio, image_size, noise_sigma)
         if carried is not None:
             return carried
-        sampling = self.training_options.sampling
-        spec = sampling.kind if sampling.kind == "fourier" else f"{sampling.kind}:{sampling.block_size}"
-        return make_operator(spec, ratio, image_size, seed, noise_sigma)
+        return make_operator(self.training_options.sampling.operator, ratio, image_size, seed, noise_sigma)
 
     def settings(self) -> dict[str, Any]:
         weights = {key: tensor_sha256(value) for key, value in self.evaluated_network.state_dict().items()}

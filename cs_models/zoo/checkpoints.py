@@ -20,9 +20,12 @@ MODELS = {
     "ista_net": "cs_models.networks.unfolding.ista_net:ISTANetModule",
     "ista_net_pp": "cs_models.networks.unfolding.ista_net_pp:ISTANetPPModule",
     "coast": "cs_models.networks.unfolding.coast:COASTModule",
+    "scnet": "cs_models.networks.unfolding.scnet:SCNetModule",
+    "sodas_net": "cs_models.networks.unfolding.sodas_net:SODASNetModule",
     "idm": "cs_models.networks.diffusion.idm:IDMModule",
     "csnet_plus": "cs_models.networks.learned_sampling.csnet_plus:CSNetPlusModule",
     "rk_ccsnet": "cs_models.networks.learned_sampling.rk_ccsnet:RKCCSNetModule",
+    "opine_net_plus": "cs_models.networks.learned_sampling.opine_net:OPINENetModule",
 }
 
 # Older headers have these options of unfolding networks for every model.

@@ -107,7 +107,7 @@ def parse_method(text: str) -> MethodSpec:
         if not Path(text).is_file():
             raise UserError(f"checkpoint not found: {text}")
         return MethodSpec(text, text)
-    name, *parts = text.split(":")
+    name, *parts = split_settings(text)
     if name not in METHODS and name not in zoo():
         raise UserError(f"unknown method '{name}'{nearest(name, [*METHODS, *zoo(), 'zoo'])}")
     if parts and name not in METHODS:
@@ -128,6 +128,11 @@ def _check_settings(name: str, settings: Sequence[tuple[str, str]], known: Colle
             if not known:
                 raise UserError(f"method '{name}' has no settings; got '{key}'")
             raise UserError(f"method '{name}' has no setting '{key}'{nearest(key, known)}")
+
+
+def split_settings(text: str) -> list[str]:
+    """The parts of ``NAME:key=value:key=value``; the colon of a Windows path, as in ``C:\\models``, separates none."""
+    return re.split(r":(?![\\/])", text)
 
 
 def parse_methods(words: Sequence[str], ratios: Sequence[float]) -> list[tuple[MethodSpec, float]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from cs_models.errors import UserError
 from cs_models.evaluation.pictures import Pictures, slug
 from cs_models.evaluation.report.summary import Summary, current_rows, label
 from cs_models.evaluation.results import Row
+from datamodules.images import open_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +116,7 @@ def _show(axis: Axes, path: Path, title: str) -> None:
         axis.plot(np.load(path, allow_pickle=False), linewidth=0.5)
         axis.set_ylim(0, 1)
     else:
-        axis.imshow(np.asarray(Image.open(path)), cmap="gray", vmin=0, vmax=255)
+        axis.imshow(np.asarray(open_image(path)), cmap="gray", vmin=0, vmax=255)
     axis.set_title(title, fontsize=9)
 
 

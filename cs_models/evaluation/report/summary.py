@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cs_models.evaluation.results import Row, to_text, write_table
+from cs_models.zoo.methods import split_settings
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 
@@ -27,6 +28,7 @@ PUBLISHED_METHODS = {
     "ista_net_plus": "ISTA-Net+",
     "ista_net_pp": "ISTA-Net++",
     "omp": "OMP",
+    "opine_net_plus": "OPINE-Net+",
     "r_coast": "R-COAST",
     "rista_net_plus": "RISTA-Net+",
     "rk_ccsnet": "RK-CCSNet",
@@ -224,7 +226,7 @@ def published_figures(setting: Setting) -> list[Published]:
 
 def published_method(method: str) -> str | None:
     """What papers call a method: by its name, or by the start of a checkpoint's file name."""
-    stem = Path(method.partition(":")[0]).stem
+    stem = Path(split_settings(method)[0]).stem
     names = [name for name in PUBLISHED_METHODS if stem == name or stem.startswith((f"{name}_", f"{name}-"))]
     return PUBLISHED_METHODS[max(names, key=len)] if names else None
 
@@ -233,7 +235,7 @@ def published_method(method: str) -> str | None:
 def _published_table() -> dict[str, list[tuple[str, float, str, Published]]]:
     """Method, ratio, channels and figure, by dataset."""
     table: dict[str, list[tuple[str, float, str, Published]]] = defaultdict(list)
-    with PUBLISHED.open(newline="") as file:
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             channels = "rgb" if "RGB" in line["note"] else "luminance"
             # Of the recursion paper's two trainings both are listed, so the note tells them apart.

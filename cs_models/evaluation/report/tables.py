@@ -60,7 +60,7 @@ def write_report(rows: Sequence[Row], out: Path) -> str:
     ]
     path = out / "report.md"
     try:
-        path.write_text("\n\n".join(sections) + "\n")
+        path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     names = [str(path), *(str(figure) for figure in figures)]
@@ -75,7 +75,7 @@ def append_section(out: Path, section: str) -> None:
     """
     path = out / "report.md"
     try:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(f"\n{section}\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -105,7 +105,7 @@ def _read_config(root: Path) -> dict[str, Any]:
         if not file.is_file():
             raise UserError(f"no diffusion model in '{root}': {file} is missing; give a folder that diffusers wrote")
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}".splitlines()[0]) from error
     known = ("UNet2DModel", "UNet2DConditionModel")

@@ -12,6 +12,7 @@ from cs_models.errors import UserError, nearest
 from cs_models.operators.bank import Sampling, SamplingBank
 from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error
 from cs_models.operators.block import BlockOperator
+from cs_models.operators.checks import check_image_size
 from cs_models.operators.column import ColumnOperator
 from cs_models.operators.fourier import MASKS, FourierOperator
 from cs_models.operators.matrices import (
@@ -24,6 +25,7 @@ from cs_models.operators.matrices import (
 )
 from cs_models.operators.pixel import PixelOperator
 from cs_models.operators.radon import RadonOperator, views_for_ratio
+from cs_models.operators.rows import NOTHING_MEASURED
 from cs_models.operators.structured import StructuredOperator
 from cs_models.operators.transform2d import Transform2dOperator
 
@@ -75,6 +77,7 @@ def make_operator(
         UserError: for an unknown name, a ratio outside (0, 1] or a file that does not fit.
     """
     check_ratio(ratio)
+    image_size = check_image_size(image_size)
     if not isinstance(spec, str):
         matrix = check_matrix(spec)
         source = {"matrix": "given", "sha256": tensor_sha256(matrix)}
@@ -121,6 +124,8 @@ def _from_matrix(
     image_size: tuple[int, int],
     noise_sigma: float,
 ) -> MeasurementOperator:
+    if not bool(matrix.any()):
+        raise UserError(f"{name}: {NOTHING_MEASURED}")
     if tuple(matrix.shape) == image_size and bool(((matrix == 0) | (matrix == 1)).all()):
         return FourierOperator(matrix, noise_sigma=noise_sigma, source=source)
     if matrix.shape[0] > matrix.shape[1]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 
-# Numbers kept in float32 leave singular values of some 1e-7 of the largest where they should be 0.
-FLOAT32_RANK = 1e-6
+# Numbers rounded to float32 leave singular values of at most 4e-8 of the largest where they should be 0: the roundings
+# are a random matrix of 3e-8 times the entries, and the norm of a random matrix is the least that entries can have.
+FLOAT32_RANK = 2**-22
 NOTHING_MEASURED = "the matrix holds only zeros, so it measures nothing; give one with entries"
 
 

@@ -11,8 +11,10 @@ than half the range of an image tell nothing and are left out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
@@ -22,6 +24,8 @@ from cs_models.operators.column import ColumnOperator
 TOO_NOISY = 0.5
 # How near to 1 the columns' norm is taken for 1.
 UNIT = 1e-5
+# By how much the share of a constant image that rows see must exceed M/N to count as no accident of random rows.
+BRIGHT = 0.4
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,36 @@ def with_orthonormal_rows(y: Tensor, operator: MeasurementOperator) -> tuple[Ten
         return y, operator
     same = whitening(operator)
     return same(y), same.operator
+
+
+def as_trained(y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+    """As `with_orthonormal_rows`, with the mean brightness measured no better than by random rows.
+
+    Networks learn from random rows, which see a share M/N of a constant image. Rows of zeros and ones, Hadamard's or
+    the DCT's see all of it, and photographs are constant images above all: ISTA-Net++ then swings between white and
+    black. Measurements along that direction are scaled down to the share that networks know, which loses nothing.
+    """
+    y, operator = with_orthonormal_rows(y, operator)
+    if not isinstance(operator, MatrixOperator):
+        return y, operator
+    key = "as trained"
+    if key not in operator.derived or operator.derived[key][0] is not operator.matrix:
+        operator.derived[key] = operator.matrix, _dimmed(operator)
+    dimmed = operator.derived[key][1]
+    return (y, operator) if dimmed is None else (y @ dimmed[0].to(y), dimmed[1])
+
+
+def _dimmed(operator: MatrixOperator) -> tuple[Tensor, MatrixOperator] | None:
+    """What to multiply measurements with, and its operator; None where brightness is measured as by random rows."""
+    rows, n = operator.matrix.shape
+    seen = operator.matrix.double().sum(1) / math.sqrt(n)
+    share = float(seen.square().sum())
+    if share <= rows / n + BRIGHT:
+        return None
+    change = (1 - math.sqrt(rows / n / share)) / share * torch.outer(seen, seen)
+    scaling = torch.eye(rows, dtype=torch.float64, device=seen.device) - change
+    matrix = (scaling @ operator.matrix.double()).to(operator.matrix)
+    return scaling, operator.with_matrix(matrix, operator.ratio, operator.noise_sigma)
 
 
 def as_published(y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:

@@ -20,7 +20,7 @@ from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator, SamplingBank, make_operator
 from cs_models.operators.carried import CarriedSampling
 from cs_models.operators.matrices import tensor_sha256
-from cs_models.operators.whitening import with_orthonormal_rows
+from cs_models.operators.whitening import as_trained
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.options import Training
 from cs_models.training.weights import load_weights
@@ -80,8 +80,8 @@ class ReconstructionModule(nn.Module, Reconstructor):
         return y, operator
 
     def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
-        """With orthonormal rows, as training samples; a network for one matrix overrides it and takes that as it is."""
-        return with_orthonormal_rows(y, operator)
+        """As training samples, see `as_trained`; a network for one matrix overrides it and takes that as it is."""
+        return as_trained(y, operator)
 
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         return Solution(self.images(y, operator)[0])

@@ -19,7 +19,7 @@ from cs_models.evaluation.processes import Processes, is_first, processes
 from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
 from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, only_writer
 from cs_models.operators import MeasurementOperator
-from cs_models.reconstruction import Solution
+from cs_models.reconstruction import Solution, check_finite
 
 SizeKey = tuple[Candidate, torch.Size]
 """A method, and channels, height and width of images."""
@@ -149,7 +149,9 @@ class _Worker:
         self._seen.add(key)
         with self._counting(key, len(batch)):
             solution, seconds, peak_memory_mb = self._timed_solve(candidate, y, operator)
-        estimates = solution.x.float().clamp(0, 1).cpu()
+        estimates = solution.x.float().cpu()
+        check_finite(estimates, f"method '{candidate.spec.text}'")
+        estimates = estimates.clamp(0, 1)
         # A file that changes makes another operator of the same name.
         matrix = {key: value for key, value in operator.spec.items() if key == "sha256"}
         for index, (task, estimate) in enumerate(zip(batch, estimates, strict=True)):

@@ -20,6 +20,7 @@ from cs_models.numerics import relative
 from cs_models.operators import MeasurementOperator, make_operator, names_file, split_kind
 from cs_models.operators.matrices import load_matrix
 from cs_models.operators.own import is_mask, share
+from cs_models.reconstruction import check_finite
 from cs_models.zoo.methods import parse_methods
 
 
@@ -61,6 +62,7 @@ def reconstruct_measurements(options: Options) -> str:
             start = time.perf_counter()
             solution = candidate.solve(y, operator)
             estimates = solution.x.float().cpu()
+            check_finite(estimates, f"method '{candidate.spec.text}'")
             seconds = (time.perf_counter() - start) / len(y)
             error = relative(operator(solution.x.to(device)) - y, y)
             for index, estimate in enumerate(estimates):

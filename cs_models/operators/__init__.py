@@ -12,6 +12,7 @@ from cs_models.operator_names import find_operator
 from cs_models.operators.bank import Sampling, SamplingBank
 from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error
 from cs_models.operators.block import BlockOperator
+from cs_models.operators.checks import check_image_size
 from cs_models.operators.column import ColumnOperator
 from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import (
@@ -69,6 +70,7 @@ def make_operator(
         UserError: for an unknown name, a ratio outside (0, 1] or a file that does not fit.
     """
     check_ratio(ratio)
+    image_size = check_image_size(image_size)
     if not isinstance(spec, str):
         matrix = check_matrix(spec)
         source = {"matrix": "given", "sha256": tensor_sha256(matrix)}

@@ -17,6 +17,7 @@ from cs_models.operators.column import ColumnOperator
 from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import take_rows
 from cs_models.operators.pixel import PixelOperator
+from cs_models.operators.rows import NOTHING_MEASURED
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def from_matrix(
     Raises:
         UserError: if it fits none or several of them, not the one that is asked for, or not the ratio.
     """
+    if not bool(matrix.any()):
+        raise UserError(f"{name}: {NOTHING_MEASURED}")
     fitting = [other for other, fits in KINDS.items() if fits(matrix, image_size)]
     if kind is None:
         kind = _only_kind(matrix, name, ratio, image_size, fitting)

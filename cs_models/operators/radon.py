@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator, full_precision
+from cs_models.operators.checks import check_image_size
 from cs_models.operators.matrices import check_ratio
 
 # The pseudo-inverse factorises a dense matrix of as many rows in float64: 3 GB.
@@ -53,7 +54,7 @@ class RadonOperator(MeasurementOperator):
         """
         if views < 1:
             raise UserError(f"tomography needs at least 1 view, got {views}")
-        height, width = image_size
+        height, width = check_image_size(image_size)
         detectors = max(height, width)
         super().__init__(image_size, views * detectors / (height * width) if ratio is None else ratio, noise_sigma)
         self.views, self.detectors = views, detectors
@@ -103,6 +104,10 @@ class RadonOperator(MeasurementOperator):
     @property
     def spec(self) -> dict[str, Any]:
         return {"kind": "radon", "ratio": self.ratio, "views": self.views}
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return self.views, self.detectors
 
     @full_precision
     def forward(self, x: Tensor) -> Tensor:
@@ -165,6 +170,7 @@ def views_for_ratio(ratio: float, image_size: tuple[int, int]) -> int:
         UserError: if the ratio is outside (0, 1].
     """
     check_ratio(ratio)
+    image_size = check_image_size(image_size)
     return max(1, round(ratio * math.prod(image_size) / max(image_size)))
 
 

@@ -123,7 +123,7 @@ class OMP(IterativeSolver):
         super().__post_init__()
         self._require(self.tolerance >= 0, "tolerance", "0 or more")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = dictionary_problem(y, operator, "omp")
         steps = sparsity_of(self.sparsity, 0.25, problem.m, problem.n)
         groups = problem.y.split(signals_together(problem.y, steps))

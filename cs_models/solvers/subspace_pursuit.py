@@ -41,7 +41,7 @@ class SubspacePursuit(IterativeSolver):
         self._require(self.iterations >= 1, "iterations", "at least 1")
         self._require(self.fit_iterations >= 1, "fit_iterations", "at least 1")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = sparse_problem(y, operator)
         count = sparsity_of(self.sparsity, self.share, problem.m, problem.n)
         candidates = min(self.candidates * count, problem.n)

@@ -81,7 +81,7 @@ def check_measurements(y: Tensor, operator: MeasurementOperator) -> None:
         size, expected = y.shape[-1], operator(nothing).shape[-1]
     if size != expected:
         raise UserError(
-            f"{size} measurements a signal were given and the operator takes {expected}; "
+            f"{size} measurements per signal were given and the operator takes {expected}; "
             "reconstruct with the operator that measured"
         )
     if not bool(torch.isfinite(y).all()):

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cs_models"
 # From the bottom up; each may import what stands below it.
 LAYERS = [
-    {"errors", "files", "operator_names", "precision", "host_memory"},
+    {"errors", "files", "precision", "host_memory", "signatures", "operator_names"},
     {"numerics", "transforms", "moments", "arrays"},
     {"metrics"},
     {"operators"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,9 +104,10 @@ class _Worker:
                 for batch in self._batches(case, bar):
                     for row in self._reconstruct(case, batch):
                         self.table.append(row)
-                        psnr_db.append(row.psnr_db)
                         bar.update()
-                        bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
+                        if math.isfinite(row.psnr_db):
+                            psnr_db.append(row.psnr_db)
+                            bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
                 if network is not None:
                     network.cpu()
 

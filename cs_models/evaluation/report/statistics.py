@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cs_models.evaluation.report.summary import current_rows, label, means_by, setting_of
+from cs_models.evaluation.report.summary import current_rows, label, means_by, setting_of, with_finite_psnr
 from cs_models.evaluation.results import Row, to_text, write_table
 
 CONFIDENCE = 0.95
@@ -58,7 +58,7 @@ def paired_differences(rows: Iterable[Row]) -> list[Difference]:
         methods[problem][label(row)].append(row)
     result = []
     for (dataset, ratio, channels, noise, bits), by_method in methods.items():
-        scores = {name: means_by(group, "image", "psnr_db") for name, group in by_method.items()}
+        scores = {name: means_by(with_finite_psnr(group), "image", "psnr_db") for name, group in by_method.items()}
         best_first = sorted(scores, key=lambda name: -float(np.mean(list(scores[name].values()))))
         for one, other in combinations(best_first, 2):
             shared = [image for image in scores[one] if image in scores[other]]

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, asked before a file's own word for its size is believed."""
+"""How much memory this process may still take, asked before the size that a file states is believed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training patches: random crops of image sets, cut by one gather a batch, the same on any number of processes."""
+"""Training patches: random crops of image sets, cut by one gather per batch, the same on any number of processes."""
 
 from __future__ import annotations
 
@@ -369,7 +369,7 @@ class PatchDataModule(pl.LightningDataModule):
         return {"delivered": self._numbers.delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with the next batch; of a loader's own state Lightning makes nothing at the end of an epoch."""
+        """Go on with the next batch; Lightning ignores a loader's own state at the end of an epoch."""
         self._numbers.delivered = state["delivered"]
 
     def setup(self, stage: str | None = None) -> None:

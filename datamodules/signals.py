@@ -172,9 +172,9 @@ def load_signals(
 ) -> Signals:
     """Signals by name or from a file; gaps are filled linearly along time, and the log says how many.
 
-    A ``.npy`` file holds one signal ``(n,)`` or ``(N, n)``, a signal a row. A ``.csv`` file holds a signal a
-    column and a sample a line, as loggers write them, see `datamodules.tables.read_table`. NaN and, in ``.csv``, an
-    empty cell, "NA" and the like stand for a missing sample.
+    A ``.npy`` file holds one signal ``(n,)`` or ``(N, n)``, one signal per row. A ``.csv`` file holds one signal per
+    column and one sample per line, as loggers write them, see `datamodules.tables.read_table`. NaN and, in ``.csv``,
+    an empty cell, "NA" and the like stand for a missing sample.
 
     Args:
         source: a name in `SIGNALS`, or the path of a file, with options as in ``log.csv:columns=a+b``.

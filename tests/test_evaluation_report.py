@@ -183,7 +183,7 @@ def test_the_report_says_how_it_was_measured_and_shows_every_number(results: Pat
     report = (results / "report.md").read_text()
     for row in csv.DictReader((results / "summary.csv").open(newline="")):
         assert f"{float(row['psnr_db']):.2f} / {float(row['ssim']):.4f}" in report
-    for words in ("block:33", "cpu", "BT.601", "95 % interval", "tv:iterations=20", "seconds an image"):
+    for words in ("block:33", "cpu", "BT.601", "95 % interval", "tv:iterations=20", "seconds per image"):
         assert words in report
     for figure in ("psnr_tiny", "images_tiny"):
         assert f"figures/{figure}.png" in report

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from cs_models import __version__
 from cs_models.errors import nearest
 
-# Name, what runs it, words that it puts before the user's, one line.
+# By name: what runs it, the words that go before the user's own, one line of description.
 COMMANDS = {
     "quickstart": ("cs_models.cli.quickstart:main", (), "train a small network and compare it, in minutes"),
     "train": ("cs_models.cli.train:main", (), "train a network (train.py)"),

@@ -43,7 +43,7 @@ def iterates(
         method: name of a zoo network or path of a checkpoint.
         image: ``(1, H, W)`` in [0, 1].
         ratio: CS ratio.
-        operator_words: see `cs_models.operators.make_operator`; the network's natural operator by default.
+        operator_words: see `cs_models.operators.make_operator`; the network's own operator by default.
         seed: of the operator's draw.
         iterations_per_layer: another schedule than the network's own.
 

@@ -105,7 +105,7 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
     y = torch.from_numpy(native).to(example.dtype)
     y = y.reshape(*(y.shape[:2] if leading == 2 else (-1, 1)), *expected)
     if y.shape[1] not in (1, 3):
-        raise UserError(f"{path} has {y.shape[1]} channels an image; 1 or 3 make a picture")
+        raise UserError(f"{path} has {y.shape[1]} channels per image; a picture has 1 or 3")
     return y
 
 

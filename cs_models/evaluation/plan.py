@@ -44,7 +44,7 @@ class Candidate:
         precision: "fp32" or "bf16"; solvers always work in "fp32".
         schedule: iterations of each layer where the user chose them.
         tiling: how large images are cut; None where they are not.
-        _fitted: the tiles of each size of measurements and image that came up.
+        _fitted: the tiles for each size of measurements and image so far.
     """
 
     spec: MethodSpec

@@ -33,14 +33,15 @@ class Sampling:
 
     Attributes:
         ratios: nominal CS ratios in (0, 1], each equally likely.
-        kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask a ratio.
+        kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask per ratio.
         block_size: B.
         matrices: of "block": "gaussian"; or "pca", the principal components of photographs, one matrix for all ratios.
-        matrices_per_ratio: how many different matrices; they are shared, nested, by the ratios.
+        matrices_per_ratio: number of different matrices; the ratios share them, a smaller one taking the first rows.
         noise_sigma: largest standard deviation of the noise on the measurements, on the 0-255 scale; each step
             draws one uniformly between 0 and it.
         seed: of the draws and of the matrices.
-        ratio_step: where it is given, `ratios` names two, and becomes those from the first to the second in such steps.
+        ratio_step: if given, `ratios` names the smallest and the largest one, and becomes all those between in such
+            steps.
     """
 
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -54,7 +55,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.ratio_step is not None:
-            # Frozen, like every configuration: set once, here. The names that a checkpoint remembers give the same.
+            # Frozen, like every configuration: set once, here. The ratios that a checkpoint stores give the same again.
             object.__setattr__(self, "ratios", ratio_range(self.ratios, self.ratio_step))
         if not self.ratios:
             raise UserError("sampling needs at least one ratio, such as 0.1")

@@ -125,8 +125,8 @@ class MeasurementOperator(nn.Module, ABC):
 
     def normal(self, x: Tensor) -> Tensor:
         """``A^T A x`` for images ``(N, C, H, W)``."""
-        # Two products with a matrix (M, n) cost 2 M n multiplications a signal, one with its Gram matrix n^2: more for
-        # every ratio below 0.5. Above it, forming the Gram matrix costs what some images save.
+        # Two products with a matrix (M, n) cost 2 M n multiplications per signal, one with its Gram matrix n^2: more
+        # for every ratio below 0.5. Above it, forming the Gram matrix costs what it would save on several images.
         return self.adjoint(self(x))
 
     def measure(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -193,7 +193,7 @@ class MatrixOperator(MeasurementOperator):
     Subclasses say how an image falls into signals (`signals`) and how signals form an image (`image`); both
     are permutations of pixels, with zero padding and cropping where the signals do not tile the image.
 
-    Measurements have the shape ``(N, C, L, M)``: L signals a channel, M measurements a signal.
+    Measurements have the shape ``(N, C, L, M)``: L signals per channel, M measurements per signal.
 
     Attributes:
         matrix: ``(M, n)``; each signal of n samples gives M measurements.

@@ -22,8 +22,8 @@ from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.solvers.convex import has_orthonormal_rows
 from datamodules.catalog import load_set
 
-# Conjugate gradients for a Markov field: the power of its frequencies spans six orders of magnitude, so hundreds of
-# iterations go by before the estimate is one (256x256, half of the pixels: 10 dB after 100, 24 after 400, 26.4 after
+# Conjugate gradients for a Markov field: the power of its frequencies spans six orders of magnitude, so the
+# estimate needs hundreds of iterations (256x256, half of the pixels: 10 dB after 100, 24 after 400, 26.4 after
 # 600 and in the limit). The small diagonal term is for rows that depend on each other.
 MARKOV_ITERATIONS = 2000
 MARKOV_TOLERANCE = 1e-3

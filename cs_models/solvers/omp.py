@@ -109,7 +109,7 @@ class SupportBasis:
 
 @dataclass(kw_only=True)
 class OMP(IterativeSolver):
-    """Orthogonal matching pursuit: one atom a step, the one that correlates most with the residual.
+    """Orthogonal matching pursuit: one atom per step, the one that correlates most with the residual.
 
     Attributes:
         sparsity: K, atoms of a signal; None: a quarter of its measurements.

@@ -20,9 +20,9 @@ HALVINGS = 20
 class OWLQN(L1Solver):
     """Orthant-wise limited-memory quasi-Newton descent, each image of the batch with its own curvature and step.
 
-    Few but good steps: fewer iterations than FISTA where little is measured (1 % of the pixels), each of them dearer.
-    On ill-conditioned operators (column-wise) the change of orthant spoils the model of the curvature, and FISTA
-    reaches the minimum sooner.
+    Few but good steps: fewer iterations than FISTA where little is measured (1 % of the pixels), each of them more
+    expensive. On ill-conditioned operators (column-wise) the change of orthant spoils the model of the curvature, and
+    FISTA reaches the minimum sooner.
 
     Attributes:
         memory: pairs of steps and gradient changes that model the curvature; each is twice as large as the image.
@@ -51,7 +51,7 @@ class OWLQN(L1Solver):
             # A product of 0 takes a pair out of the model.
             history = [torch.where(stuck, 0, part) if part.ndim == 1 else part for part in history]
             change = problem.distance(problem.descend(moved, moved_gradient.clone()).sub_(moved), moved)
-            # Where not even the plain gradient lowers F, rounding has hidden what is left of it.
+            # Where not even the plain gradient lowers F, the decrease that is left is below rounding.
             change = torch.where(stuck & ~modelled, 0, change)
             return (moved, moved_value, moved_gradient, y, *history), change
 

@@ -77,7 +77,7 @@ class ExportCheckpoint(pl.Callback):
 
 
 class Throughput(pl.Callback):
-    """Logs patches a second over all processes, every so many batches."""
+    """Logs patches per second over all processes, at intervals of a number of batches."""
 
     def __init__(self, every_n_batches: int = 50) -> None:
         """

@@ -1,4 +1,4 @@
-"""A network, how it is trained and what it is sampled with: what every network's file ends in.
+"""A network, how it is trained and what it is sampled with: the base class of every trained method.
 
 Nothing here needs Lightning, so a trained network is loaded and run without it; `LightningTraining` trains it.
 """
@@ -164,7 +164,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
     def settings(self) -> dict[str, Any]:
         weights = {key: tensor_sha256(value) for key, value in self.evaluated_network.state_dict().items()}
         digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
-        # Some of it changes what the network computes and no weight.
+        # Some settings change what the network computes without changing a weight.
         architecture = {key: value for key, value in asdict(self.config).items() if key not in self.without_effect}
         return {
             "model": self.name,
@@ -208,7 +208,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
         """Compute what the network takes from training data before the first step; nothing by default.
 
         Args:
-            patches: gives so many training patches ``(count, C, s, s)`` as uint8, drawn with a seed.
+            patches: gives the stated number of training patches ``(count, C, s, s)`` as uint8, drawn with a seed.
         """
 
     def constrain(self) -> None:

@@ -30,7 +30,7 @@ class Method:
         name: as it is typed.
         target: ``module:Class``, imported when the method is used; the constructor's arguments are its settings.
         summary: one line.
-        operator: what it is measured with where nobody says, see `cs_models.operators.make_operator`.
+        operator: what it is measured with by default, see `cs_models.operators.make_operator`.
     """
 
     name: str

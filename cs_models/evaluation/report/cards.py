@@ -1,4 +1,4 @@
-"""The zoo's shelf: put a trained network into ``checkpoints/``, and write the cards that tell what it gives.
+"""Put a trained network into ``checkpoints/``, and write the cards that say what it achieves.
 
 ``cs-models cards add runs/r_coast r_coast --hardware "one H200"`` copies the weights of a training with its
 configuration (`NAME.yaml`) and its log (`NAME.csv`). ``cs-models cards write OUT1 OUT2`` gathers the figures of the

@@ -66,7 +66,7 @@ def _draw_curve(summaries: Sequence[Summary], title: str, folder: Path) -> Path:
         over_ratio.plot([100 * point.ratio for point in points], psnr_db, **style)
         over_time.plot([1e3 * point.seconds for point in points], psnr_db, **style)
     over_ratio.set(xlabel="CS ratio in %", ylabel="PSNR in dB", title=title)
-    over_time.set(xlabel="milliseconds an image", xscale="log")
+    over_time.set(xlabel="milliseconds per image", xscale="log")
     over_ratio.legend(fontsize="small")
     over_ratio.grid(alpha=0.3)
     over_time.grid(alpha=0.3)

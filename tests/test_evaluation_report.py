@@ -201,8 +201,11 @@ def test_a_single_result_is_no_curve(tmp_path: Path) -> None:
 
 
 def test_perfect_reconstructions_do_not_break_the_report(tmp_path: Path) -> None:
-    write_report(rows_of("a", [float("inf"), 20]) + rows_of("b", [20, 20]), tmp_path)
-    assert "inf / 0.5" in (tmp_path / "report.md").read_text()
+    infinite = float("inf")
+    write_report(rows_of("a", [infinite, 20]) + rows_of("b", [20, 20]) + rows_of("c", [infinite] * 2), tmp_path)
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "inf / 0.5" in report
+    assert "left out of the mean PSNR" in report
 
 
 def test_folders_are_joined_with_their_pictures(results: Path, tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def split_kind(words: str) -> tuple[str | None, str]:
 
 def _only_kind(matrix: Tensor, name: str, ratio: float, image_size: tuple[int, int], fitting: list[str]) -> str:
     """What a matrix is by its shape; a mask that measures the right share is taken for one of the spectrum."""
+    if not fitting and not _is_wide(matrix):
+        raise UserError(f"{name} is {_shape(matrix)}; a sampling matrix has more columns than rows")
     if not fitting:
         expected = "; ".join(f"{kind}: {text}" for kind, text in EXPECTED.items() if kind != "pixel")
         raise UserError(

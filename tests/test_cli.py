@@ -6,6 +6,7 @@ import importlib
 import os
 import stat
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,30 @@ def test_apple_processors_compute_in_float32(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     assert not computes_bf16(CPU)
     assert not computes_bf16(torch.device("mps"))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_an_evaluation_in_emulated_bf16_is_warned_of(
+    native: bool,
+    tiny_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("cs_models.precision._processor_has_bf16", lambda: native)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    words = ["eval", "--methods", "r_coast", "--iterations_per_layer", "1,1,1,1,1", "--datasets", str(tiny_images)]
+    words += ["--limit", "1", "--ratios", "0.1", "--precision", "bf16", "--device", "cpu", "--out", str(tmp_path)]
+    assert command.main(words) == 0
+    assert ["15 times slower" in record.getMessage() for record in caplog.records] == [True] * (not native)
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
+def test_a_missing_package_is_one_line(tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["fit", "--config", "r_coast", f"--data.train_sets=[{tiny_images}]", "--trainer.logger=TensorBoardLogger"]
+    assert train.main([*words, f"--trainer.logger.save_dir={tmp_path}"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "tensorboard" in line.lower()
 
 
 def test_trainings_have_folders_of_their_own(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
 from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator, names_file
-from cs_models.precision import usual_precision
+from cs_models.precision import EMULATED_BF16, computes_bf16, usual_precision
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import METHODS, MethodSpec, build_method, parse_methods
@@ -162,6 +162,9 @@ class Plan:
         self._named_operator = lru_cache(maxsize=16)(make_operator)
         self._sized_operator = lru_cache(maxsize=16)(self._make_sized_operator)
         self._said: set[str] = set()
+        slow = options.execution.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.device)
+        if slow and any(candidate.network for candidate in candidates):
+            logger.warning("this CPU has no bfloat16: networks are %s; --precision auto avoids that", EMULATED_BF16)
         for case in self.cases:
             if case.seed == options.measuring.draws[0]:
                 self._try_out(case)

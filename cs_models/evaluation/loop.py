@@ -97,10 +97,9 @@ class _Worker:
         total = sum(len(self._share(case)) for case in self.plan.cases)
         with tqdm(total=total, unit="image", disable=None if self.rank == 0 else True) as bar:
             for case in self.plan.cases:
-                network, psnr_db = case.candidate.network, []
+                psnr_db: list[float] = []
                 bar.set_description(f"{case.candidate.spec.text} {case.images.set_name} {case.candidate.ratio:g}")
-                if network is not None:
-                    network.to(self.plan.device)
+                case.candidate.to(self.plan.device)
                 for batch in self._batches(case, bar):
                     for row in self._reconstruct(case, batch):
                         self.table.append(row)
@@ -108,8 +107,7 @@ class _Worker:
                         if math.isfinite(row.psnr_db):
                             psnr_db.append(row.psnr_db)
                             bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
-                if network is not None:
-                    network.cpu()
+                case.candidate.to(torch.device("cpu"))
 
     def _share(self, case: Case) -> range:
         return range(self.rank, len(case.images), self.world_size)
@@ -181,7 +179,7 @@ class _Worker:
                 schedule=candidate.schedule,
                 height=images.shape[-2],
                 width=images.shape[-1],
-                parameters=_parameters(candidate),
+                parameters=candidate.parameters,
                 macs=self._macs.get(key),
                 peak_memory_mb=peak_memory_mb,
                 settings_key=short_hash(candidate.facts | matrix),
@@ -195,12 +193,12 @@ class _Worker:
         Solvers on the CPU have nothing to warm up but what trying them out before the run has done, and what a network
         has is little beside the time of a large image.
         """
-        return self.plan.device.type == "cpu" and (candidate.network is None or images[0].numel() > LARGE_IMAGE)
+        return self.plan.device.type == "cpu" and (not candidate.modules or images[0].numel() > LARGE_IMAGE)
 
     @contextmanager
     def _counting(self, key: SizeKey, images: int = 1) -> Iterator[None]:
         """Count a network's multiply-adds for one image of a size, unless they are known."""
-        if key[0].network is None or key in self._macs:
+        if not key[0].modules or key in self._macs:
             yield
             return
         with CountOperations() as counter:
@@ -221,12 +219,6 @@ class _Worker:
         torch.cuda.synchronize(self.plan.device)
         seconds = time.perf_counter() - start
         return solution, seconds, torch.cuda.max_memory_allocated(self.plan.device) / 2**20
-
-
-def _parameters(candidate: Candidate) -> int:
-    if candidate.network is None:
-        return 0
-    return sum(parameter.numel() for parameter in candidate.network.evaluated_network.parameters())
 
 
 def _device_name(device: torch.device) -> str:

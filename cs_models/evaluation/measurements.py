@@ -52,8 +52,9 @@ def reconstruct_measurements(options: Options) -> str:
     pairs = parse_methods(options.comparison.methods, [ratio])
     candidates = [make_candidate(spec, ratio, options.execution, device) for spec, ratio in pairs]
     for candidate in candidates:
+        candidate.to(device)
         if candidate.network is not None:
-            candidate.network.to(device).check_operator(operator)
+            candidate.network.check_operator(operator)
     columns = ["method", "image", "residual", "iterations", "seconds"]
     lines = []
     with only_writer(out):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cs_models.errors import UserError
 from cs_models.evaluation.options import Execution, Options
@@ -23,7 +23,8 @@ from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperat
 from cs_models.precision import EMULATED_BF16, computes_bf16, usual_precision
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.module import ReconstructionModule
-from cs_models.zoo.methods import METHODS, MethodSpec, build_method, parse_methods
+from cs_models.zoo.methods import MethodSpec, build_method, parse_methods, usual_operator
+from cs_models.zoo.own_methods import OwnMethod
 from datamodules.catalog import BenchmarkImages, ImageFile, load_set
 from datamodules.signals import BenchmarkSignals, load_signal_set, names_signals
 
@@ -41,7 +42,7 @@ class Candidate:
         spec: the method as typed.
         ratio: CS ratio.
         reconstructor: what reconstructs; a network stays on the CPU until its turn.
-        precision: "fp32" or "bf16"; solvers always work in "fp32".
+        precision: "fp32" or "bf16"; solvers always work in "fp32", networks that are not ours unless asked otherwise.
         schedule: iterations of each layer where the user chose them.
         tiling: how large images are cut; None where they are not.
         _fitted: the tiles for each size of measurements and image so far.
@@ -60,15 +61,37 @@ class Candidate:
         """The method if it is a trained one."""
         return self.reconstructor if isinstance(self.reconstructor, ReconstructionModule) else None
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What has weights and moves to a device: a trained network, or those of a method of the user's own."""
+        if self.network is not None:
+            return [self.network]
+        return self.reconstructor.modules if isinstance(self.reconstructor, OwnMethod) else []
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters; of a network with a moving average, of that alone."""
+        modules = self.modules if self.network is None else [self.network.evaluated_network]
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    def to(self, device: torch.device) -> None:
+        """Move what has weights."""
+        for module in self.modules:
+            module.to(device)
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """Everything on the side of the method that determines its results."""
-        facts = {
+        facts: dict[str, Any] = {
             "method": self.spec.name if self.spec.training_free else "network",
             "settings": self.reconstructor.settings(),
             "precision": self.precision,
             "schedule": self.schedule,
         }
+        if self.spec.own:
+            # Not the path, which may be another on another machine.
+            given = [self.spec.name.split(":")[2], *(pair for pair in self.spec.settings if pair[0] != "checkpoint")]
+            facts |= {"method": "own", "source": self.spec.code.sha256, "given": given}
         return facts if self.tiling is None else facts | {"tiling": asdict(self.tiling)}
 
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
@@ -78,7 +101,8 @@ class Candidate:
             UserError: if the method cannot work with the operator, or the GPU's memory is too small.
         """
         try:
-            with torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+            with self.spec.errors_in_one_line(), autocast:
                 if self.tiling is not None:
                     size = y.shape, operator.image_size
                     if size not in self._fitted:
@@ -217,10 +241,11 @@ class Plan:
         ratio, sigma = case.candidate.ratio, self.options.measuring.noise / 255
         words, network = self.options.measuring.operator, case.candidate.network
         if words is None and network is not None:
-            operator = network.default_operator(ratio, (height, width), case.seed, sigma)
+            with case.candidate.spec.errors_in_one_line():
+                operator = network.default_operator(ratio, (height, width), case.seed, sigma)
         else:
             if words is None:
-                words = "column" if case.images.channels == "signal" else METHODS[case.candidate.spec.name].operator
+                words = "column" if case.images.channels == "signal" else usual_operator(case.candidate.spec)
             operator = self._named_operator(words, ratio, (height, width), case.seed, sigma)
         return operator.resized(*size).to(device)
 
@@ -250,7 +275,8 @@ class Plan:
         if case.candidate.tiling is not None:
             case.candidate.tiling.check(operator)
         if case.candidate.network:
-            case.candidate.network.check_operator(operator)
+            with case.candidate.spec.errors_in_one_line():
+                case.candidate.network.check_operator(operator)
             return
         height, width = min(image.shape[-2], PROBE_SIDE), min(image.shape[-1], PROBE_SIDE)
         try:
@@ -258,7 +284,9 @@ class Plan:
         except UserError:  # a user's own matrix or mask may fit one image size only
             height, width = operator.image_size
         y = operator(image[None, :, :height, :width].to(self.device))
+        case.candidate.to(self.device)
         case.candidate.solve(y, operator)
+        case.candidate.to(torch.device("cpu"))
 
 
 def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device: torch.device) -> Candidate:
@@ -274,7 +302,12 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
     elif execution.tile_memory is not None:
         tiling = TileMemory(execution.tile_memory, execution.overlap)
     if not isinstance(reconstructor, ReconstructionModule):
-        return Candidate(spec, ratio, reconstructor, tiling=tiling)
+        # What is not ours may compute where float32 is needed, so that bfloat16 is for the user to ask for.
+        own = reconstructor.modules if isinstance(reconstructor, OwnMethod) else []
+        for module in own if execution.compile else []:
+            module.compile()
+        precision = "bf16" if own and execution.precision == "bf16" else "fp32"
+        return Candidate(spec, ratio, reconstructor, precision, tiling=tiling)
     schedule = execution.iterations_per_layer
     if schedule:
         reconstructor.set_schedule(schedule)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -51,16 +51,19 @@ class ReconstructionModule(nn.Module, Reconstructor):
     without_effect: frozenset[str] = frozenset()
     network: nn.Module
 
-    def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
+    # The first argument is not called `network`, as the configuration of every subclass is: the command line would give
+    # them None for it, in place of their default.
+    def __init__(self, net: nn.Module, config: Any, training: Training) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)
+        _check_definition(type(self), config)
+        self.network = net.to(memory_format=torch.channels_last)
         self.config = config
         self.training_options = training
         self.bank = SamplingBank(training.sampling)
         self.carried = CarriedSampling()
         self.provenance: dict[str, Any] = {}
         if training.start_from is not None:
-            self.provenance["start_from"] = load_weights(network, training.start_from)
+            self.provenance["start_from"] = load_weights(net, training.start_from)
         self.ema: nn.Module | None = None
 
     def compile_layers(self) -> None:
@@ -223,3 +226,21 @@ class ReconstructionModule(nn.Module, Reconstructor):
             "carried": self.carried.shapes(),
             "provenance": self.provenance,
         }
+
+
+def _check_definition(cls: type[ReconstructionModule], config: Any) -> None:
+    """Find out before a training, and not when its first checkpoint is written, what a class lacks.
+
+    Raises:
+        UserError: if it has no `name` or `config_class`, or its configuration is no dataclass.
+    """
+    missing = [wanted for wanted in ("name", "config_class") if not hasattr(cls, wanted)]
+    if missing:
+        raise UserError(
+            f"class {cls.__name__} does not define {' and '.join(missing)}, by which its checkpoints are read again"
+        )
+    if not is_dataclass(config) or not isinstance(config, cls.config_class):
+        raise UserError(
+            f"class {cls.__name__} gives a {type(config).__name__} as its configuration; expected a "
+            f"{cls.config_class.__name__}, a dataclass of plain values"
+        )

@@ -39,20 +39,29 @@ def model_class(name: str) -> type[ReconstructionModule]:
         UserError: for an unknown name.
     """
     if name not in MODELS:
-        raise UserError(f"unknown model '{name}'{nearest(name, MODELS)}")
+        raise UserError(
+            f"unknown model '{name}'{nearest(name, MODELS)}; a class of your own is named with its file, as in "
+            "--methods module:my_file.py:MyModule:checkpoint=FILE"
+        )
     module, _, attribute = MODELS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def load_checkpoint(path: str | Path) -> ReconstructionModule:
+def load_checkpoint(path: str | Path, cls: type[ReconstructionModule] | None = None) -> ReconstructionModule:
     """The module of a `.safetensors` file, or of a Lightning `.ckpt` file, in evaluation mode on the CPU.
 
+    Args:
+        path: the file.
+        cls: what was trained, where it is none of `MODELS`: a file says no more than its name, and no code is imported
+            because a file names it.
+
     Raises:
-        UserError: if the file is missing, damaged, not one of ours, or does not fit its own configuration.
+        UserError: if the file is missing, damaged, not one of ours, of another class, or does not fit its own
+            configuration.
     """
     header, tensors = read_checkpoint(path)
     try:
-        module = _build(header)
+        module = _build(header, cls)
         fill(module, tensors, ("network.", "carried."))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -61,8 +70,11 @@ def load_checkpoint(path: str | Path) -> ReconstructionModule:
     return module.eval()
 
 
-def _build(header: dict[str, Any]) -> ReconstructionModule:
-    cls = model_class(header["model"])
+def _build(header: dict[str, Any], cls: type[ReconstructionModule] | None) -> ReconstructionModule:
+    if cls is None:
+        cls = model_class(header["model"])
+    elif header["model"] != cls.name:
+        raise UserError(f"it holds the network '{header['model']}', and the class {cls.__name__} is '{cls.name}'")
     network, training = _with_tuples(header["network"]), _with_tuples(header["training"])
     # The moving average is what was exported, so it is not averaged again.
     training |= {"sampling": Sampling(**training["sampling"]), "ema_decay": None, "start_from": None, "compile": False}

@@ -210,6 +210,21 @@ def test_the_linear_estimate_knows_the_noise(words: str, sigma: float) -> None:
     assert aware > psnr(LinearEstimate().reconstruct(y, operator), x) + 2
 
 
+@pytest.mark.parametrize("words", ["block:8", "column", "pixel", "fourier", "a Gaussian matrix"])
+@pytest.mark.parametrize("sigma", [0.04, 0.1, 0.2])
+def test_total_variation_leaves_of_the_residual_what_the_noise_is(words: str, sigma: float) -> None:
+    x = scene((48, 48))
+    if words == "a Gaussian matrix":
+        sigma = sigma * 8
+    operator = make_operator(gaussian() if words.startswith("a ") else words, ROWS / N, (48, 48))
+    operator.noise_sigma = sigma
+    y = operator.measure(x, torch.Generator().manual_seed(0))
+    residual = operator(method_named("tv").reconstruct(y, operator)) - y
+    components = 2 if residual.is_complex() else 1
+    level = residual.abs().square().mean().sqrt().item() / (sigma * math.sqrt(components))
+    assert 0.75 < level < 1.1
+
+
 @pytest.mark.parametrize("kind", [BlockOperator, StructuredOperator])
 def test_the_linear_estimate_weighs_every_measurement_by_its_own_noise(kind: type[MatrixOperator]) -> None:
     """An orthonormal mix of measurements is the same measurement, with white noise as before."""

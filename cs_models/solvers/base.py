@@ -18,6 +18,9 @@ from cs_models.operators.matrices import module_sha256
 from cs_models.operators.whitening import as_published
 from cs_models.reconstruction import Reconstructor
 
+# Pixels of an image up to which the norms of an operator's columns are computed, and not estimated.
+SMALL = 32 * 32
+
 
 @dataclass(kw_only=True)
 class IterativeSolver(Reconstructor):
@@ -82,6 +85,21 @@ def check_measurements(y: Tensor, operator: MeasurementOperator) -> None:
         raise UserError("this solver reconstructs real images; use a Fourier operator with complex_images=False")
     if not bool(torch.isfinite(y).all()):
         raise UserError("the measurements hold NaN or infinity; remove or repair these images before reconstruction")
+
+
+def column_norm(operator: MeasurementOperator, y: Tensor) -> float:
+    """Root mean square of the norms of A's columns, ``sqrt(trace(A^T A) / n)``, in the precision of measurements y.
+
+    One probe estimates it; of a small image it might see nothing, so there every pixel is one.
+    """
+    height, width = operator.image_size
+    n = height * width
+    if n <= SMALL:
+        probes = torch.eye(n)
+    else:
+        probes = torch.randint(0, 2, (1, n), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    measured = operator(probes.to(y.device, y.real.dtype).view(-1, 1, height, width))
+    return float(measured.abs().square().sum() / n) ** 0.5
 
 
 def as_json(value: Any) -> Any:

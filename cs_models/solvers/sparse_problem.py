@@ -19,11 +19,8 @@ from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Solution
-from cs_models.solvers.base import check_measurements
+from cs_models.solvers.base import check_measurements, column_norm
 from cs_models.transforms.dct import DCT, DCT2d
-
-# Pixels of an image up to which the norms of an operator's columns are computed, and not estimated.
-SMALL = 32 * 32
 
 
 class SparseProblem(ABC):
@@ -182,14 +179,7 @@ class ImageProblem(SparseProblem):
         self.images, self.planes = y.shape[0], y.shape[0] * y.shape[1]
         height, width = operator.image_size
         self.n = height * width
-        # Column norms are not at hand; the mean of their squares is trace(A^T A) / n. One probe estimates it, but of a
-        # small image it may see nothing.
-        if self.n <= SMALL:
-            probes = torch.eye(self.n)
-        else:
-            probes = torch.randint(0, 2, (1, self.n), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-        measured = operator(rearrange(probes.to(self.zeros()), "k (h w) -> k 1 h w", h=height))
-        self.scale = float(measured.abs().square().sum() / self.n) ** 0.5
+        self.scale = column_norm(operator, y)
 
     def forward(self, s: Tensor) -> Tensor:
         return rearrange(self._operator(self._planes(s)), "p 1 ... -> p (...)") / self.scale

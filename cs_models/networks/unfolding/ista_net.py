@@ -21,6 +21,7 @@ from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraini
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
 from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.matrices import rows_for_ratio
+from cs_models.settings import check_network_size, check_range
 from cs_models.solvers.linear import linear_estimator
 
 
@@ -50,6 +51,8 @@ class ISTANetConfig:
     rows: int | None = None
 
     def __post_init__(self) -> None:
+        check_network_size(self.layers, self.features)
+        check_range("rows", self.rows, 0, 2**20)
         if self.modulation == "rfmu" and self.variant == "basic":
             raise UserError("modulation 'rfmu' scales the features after D, which variant 'basic' lacks; use 'plus'")
 
@@ -203,7 +206,7 @@ class ISTANetModule(UnfoldingModule):
         rows = network.rows or rows_for_ratio(sampling.ratios[0], n)
         super().__init__(ISTANet(network, rows, n), network, training)
         if network.start == "linear" and network.rows is None:
-            self.carried.add_matrix(self.bank.matrix(sampling.ratios[0]))
+            self.carried.add_matrix(self.bank.matrix(sampling.ratios[0], device=torch.get_default_device()))
 
     def check_operator(self, operator: MeasurementOperator) -> None:
         if self.config.start == "adjoint":

@@ -2,6 +2,8 @@
 
 ``python benchmarks/official_figures.py --data_dir DIR --golden golden.json --out results/official``
 
+``--golden golden_beyond.json`` has those of SCNet, SODAS-Net and OPINE-Net+.
+
 Imports each released checkpoint under DIR/official with its matrix, evaluates it on the whole set, and prints the
 largest deviation of PSNR and SSIM over the images. A rerun continues where it stopped.
 """
@@ -27,6 +29,9 @@ def import_entry(entry: str, facts: dict[str, Any], data: Path, folder: Path) ->
     """Import the checkpoint of a golden entry with the matrix, start or mask that it was measured with."""
     name = entry.split("/")[0]
     model = FAMILIES.get(name, name)
+    if name == "opine_net_plus":
+        module = import_official(model, data / facts["weights"])
+        return save_checkpoint(module, folder / ("-".join(entry.split("/")) + ".safetensors"))
     files = [data / "official/sampling_matrix" / Path(part.strip()).name for part in facts["matrix"].split("+")]
     options: dict[str, Any] = {"phi": files}
     if model == "ista_net_plus_mri":

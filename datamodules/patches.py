@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 Augment = Literal["none", "flip_transpose", "dihedral"]
 
+SMALLEST_VALIDATION = 64  # pixels
+
 # Names of the independent random streams that one seed gives.
 _BATCH, _POOL, _STATISTICS = range(3)
 
@@ -260,14 +262,23 @@ def _ignore_stop_signals(worker: int) -> None:
 class ValidationImages(Dataset[tuple[Tensor, list[str]]]):
     """A benchmark set as batches of one image: float32 ``(1, C, H, W)`` in [0, 1], and its name ``["set/image"]``."""
 
-    def __init__(self, images: BenchmarkImages) -> None:
+    def __init__(self, images: BenchmarkImages, side: int | None = None) -> None:
+        """
+        Args:
+            images: the set.
+            side: the middle of larger images is taken, at most so many pixels high and wide; None for whole images.
+        """
         self.images = images
+        self.side = side
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
         name, image = self.images[index]
+        if self.side is not None:
+            top, left = (max(0, (length - self.side) // 2) for length in image.shape[-2:])
+            image = image[:, top : top + self.side, left : left + self.side]
         return image[None], [f"{self.images.set_name}/{name}"]
 
 
@@ -298,6 +309,8 @@ class PatchDataModule(pl.LightningDataModule):
         seed: of everything that is random here.
         validation_sets: names or folders of the images to validate on; may be empty.
         validation_limit: take the first images of each validation set, this many.
+        validation_share: the largest share of a training's work that its validation may take; where whole images
+            would take more, their middle is validated on, at least 64x64. `validate` takes whole images.
     """
 
     def __init__(
@@ -314,6 +327,7 @@ class PatchDataModule(pl.LightningDataModule):
         seed: int = 0,
         validation_sets: Sequence[str] = ("bundled",),
         validation_limit: int | None = None,
+        validation_share: float = 0.1,
     ) -> None:
         super().__init__()
         check_range("crop_size", crop_size, 1)
@@ -323,6 +337,8 @@ class PatchDataModule(pl.LightningDataModule):
         check_range("seed", seed, 0, 2**32 - 1)
         check_range("distinct_patches", distinct_patches, 1)
         check_range("validation_limit", validation_limit, 1)
+        if not 0 < validation_share <= 1:
+            raise UserError(f"validation_share must lie in (0, 1], got {validation_share}")
         if channels not in get_args(Channels):
             raise UserError(f"unknown channels '{channels}'{nearest(str(channels), get_args(Channels))}")
         # The places of the pixels, and the pixels twice.
@@ -344,6 +360,7 @@ class PatchDataModule(pl.LightningDataModule):
         self.seed = seed
         self.validation_sets = list(validation_sets)
         self.validation_limit = validation_limit
+        self.validation_share = validation_share
         self._crop_sampler: CropSampler | None = None
         self._validation: list[BenchmarkImages] = []
         self._numbers = EpochSampler(batches_per_epoch)
@@ -407,7 +424,7 @@ class PatchDataModule(pl.LightningDataModule):
         if not self._validation:
             return []
         images: ConcatDataset[tuple[Tensor, list[str]]] = ConcatDataset(
-            [ValidationImages(images) for images in self._validation]
+            [ValidationImages(images, self._validation_side()) for images in self._validation]
         )
         rank, world_size = self._place()
         indices = range(len(images))
@@ -417,6 +434,20 @@ class PatchDataModule(pl.LightningDataModule):
         # The sampler goes through the whole share; its class keeps Lightning from sharing once more.
         sampler: DistributedSampler[int] = DistributedSampler(share, num_replicas=1, rank=0, shuffle=False)
         return DataLoader(share, batch_size=None, sampler=sampler)
+
+    def _validation_side(self) -> int | None:
+        """The side of square validation images whose work is `validation_share` of that of training between them."""
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return None
+        options = getattr(self.trainer.lightning_module, "options", None)
+        ratios = 1 if options is None else len(options.validation_ratios or options.sampling.ratios)
+        batches = self.batches_per_epoch * (self.trainer.check_val_every_n_epoch or 1)
+        if self.trainer.max_steps > 0:
+            batches = min(batches, self.trainer.max_steps)
+        # Forward and backward, a pixel of training takes three times the work of one of validation.
+        trained = 3 * batches * self.batch_size * self.crop_size**2 * self.trainer.world_size
+        images = sum(map(len, self._validation))
+        return max(SMALLEST_VALIDATION, math.isqrt(int(self.validation_share * trained / (images * ratios))))
 
     def _place(self) -> tuple[int, int]:
         """Rank of this process and number of processes."""

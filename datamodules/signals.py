@@ -7,18 +7,18 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy import fft
-from torch import Tensor
 
 from cs_models.arrays import read_npy
 from cs_models.errors import UserError, nearest
 from datamodules.catalog import resolve_data_dir
 from datamodules.tables import TableOptions, numbered, parse_options, read_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ class BenchmarkSignals:
         return len(self.signals.names)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor]:
+        import torch
+
         # An offset of 1e9 leaves nothing of a volt in float32, so the scaling comes first.
         scaled = unit_range(self.signals.samples[index]).astype(np.float32)
         return self.signals.names[index], torch.from_numpy(scaled)[None, :, None]
@@ -266,6 +268,8 @@ def synthetic_signals(
         raise UserError(
             f"synthetic signals need count >= 1, n >= 50 and 0 < sparse rate <= 0.9; got {count}, {n}, {sparse_rate}"
         )
+    from scipy import fft
+
     random = np.random.RandomState(seed)
     band = int(0.9 * n)
     nonzeros = min(max(1, round(sparse_rate * n)), band)

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cs_models"
 # From the bottom up; each may import what stands below it.
 LAYERS = [
-    {"errors", "files", "precision", "host_memory", "settings"},
+    {"errors", "files", "precision", "host_memory", "settings", "signatures"},
     {"numerics", "transforms", "moments", "arrays"},
     {"metrics"},
     {"operators"},

@@ -5,6 +5,7 @@ import multiprocessing
 import multiprocessing.connection
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,7 @@ class Place:
 
     def __init__(self, global_rank: int, world_size: int) -> None:
         self.global_rank, self.world_size = global_rank, world_size
+        self.state = SimpleNamespace(fn="validate")
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -198,6 +200,8 @@ def test_small_images_are_passed_over_and_counted(
         ({"train_sets": []}, "train_sets is empty"),
         ({"train_sets": ["Min"]}, "did you mean 'mine'"),
         ({"validation_limit": 0}, "limit must be"),
+        ({"validation_share": 0.0}, "validation_share must lie in"),
+        ({"validation_share": 1.5}, "validation_share must lie in"),
         ({"validation_limit": -3}, "validation_limit must be at least 1"),
         ({"distinct_patches": 0}, "distinct_patches must be at least 1"),
         ({"seed": 2**32}, "seed must be at most 4294967295"),
@@ -283,6 +287,35 @@ def test_validation_images_are_shared_evenly(
         module.trainer = Place(rank, processes)  # type: ignore[assignment]
         names += [name for _, [name] in module.val_dataloader()]
     assert sorted(names) == sorted(["mine/a", "mine/b"] * repeats)
+
+
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [
+        ({}, 64),  # never less
+        ({"batches_per_epoch": 1000}, 132),  # sqrt(0.1 * 3 * 1000 * 4 * 22^2 / (11 images * 3 ratios))
+        ({"batches_per_epoch": 1000, "validation_share": 0.4}, 265),
+        ({"batches_per_epoch": 10**6}, 300),  # the whole image
+    ],
+)
+def test_validation_takes_a_share_of_the_work_at_most(tmp_path: Path, options: dict[str, Any], side: int) -> None:
+    (tmp_path / "large").mkdir()
+    for number in range(11):
+        Image.new("L", (300, 300)).save(tmp_path / f"large/{number}.png")
+    sampling = SimpleNamespace(validation_ratios=None, sampling=SimpleNamespace(ratios=(0.1, 0.2, 0.3)))
+    settings = {"batch_size": 4, "batches_per_epoch": 1} | options
+    module = PatchDataModule(str(tmp_path), ["large"], crop_size=22, validation_sets=["large"], **settings)
+    module.setup("fit")
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), lightning_module=SimpleNamespace(options=sampling), max_steps=-1,
+        check_val_every_n_epoch=1, world_size=1, global_rank=0,
+    )  # fmt: skip
+    module.trainer = trainer  # type: ignore[assignment]
+    image, _ = next(iter(module.val_dataloader()))
+    assert image.shape == (1, 1, side, side)
+    trainer.state.fn = "validate"
+    image, _ = next(iter(module.val_dataloader()))
+    assert image.shape == (1, 1, 300, 300)
 
 
 def test_no_validation_sets_means_no_validation(tmp_path: Path, images: list[npt.NDArray[np.uint8]]) -> None:

@@ -61,7 +61,7 @@ def deep(levels: int) -> list[Any]:
 
 EDITS: dict[str, tuple[str, object, str]] = {
     "block size of 10^9": ("training.sampling.block_size", 10**9, "block_size must be at most"),
-    "block size of 5,000": ("training.sampling.block_size", 5000, "misshapen"),
+    "block size of 5,000": ("training.sampling.block_size", 5000, "which the file does not have"),
     "block size of -1": ("training.sampling.block_size", -1, "block_size must be at least 1"),
     "block size that is text": ("training.sampling.block_size", "33", "block_size is '33'; expected int"),
     "features of -1": ("network.features", -1, "features must be at least 1"),

@@ -44,19 +44,29 @@ FAST = [
     ("COAST_5_IPL1/Set11/10", "foreman.tif"),
     ("COAST_5_IPL1/Set11/30", "cameraman.tif"),
     ("COAST_5_IPL4/Set11/10", "barbara.tif"),
+    ("scnet/Set11/10", "Monarch.tif"),
+    ("scnet/Set11/30", "house.tif"),
+    ("scnet/Set11/50", "barbara.tif"),
+    ("sodas_net/Set11/10", "Monarch.tif"),
+    ("sodas_net/Set11/10", "house.tif"),
+    ("opine_net_plus/Set11/10", "Monarch.tif"),
+    ("opine_net_plus/Set11/10", "cameraman.tif"),
 ]
 
 
 @pytest.fixture(scope="module")
 def golden(real_data: Path) -> dict[str, dict]:
-    path = real_data.parent / "golden.json"
-    if not path.is_file() or not (real_data / "official").is_dir():
-        pytest.skip("needs golden.json beside, and official/ inside, the data folder")
-    return json.loads(path.read_text())
+    paths = [real_data.parent / name for name in ("golden.json", "golden_beyond.json")]
+    if not all(path.is_file() for path in paths) or not (real_data / "official").is_dir():
+        pytest.skip("needs golden.json and golden_beyond.json beside, and official/ inside, the data folder")
+    first, second = (json.loads(path.read_text()) for path in paths)
+    return first | second
 
 
 def imported(entry: str, facts: dict, data: Path) -> ReconstructionModule:
     name = entry.split("/")[0]
+    if name == "opine_net_plus":
+        return import_official(name, data / facts["weights"])
     files = [data / "official/sampling_matrix" / Path(part.strip()).name for part in facts["matrix"].split("+")]
     source = data / facts["weights"]
     if name == "ista_net_plus_mri":
@@ -146,6 +156,40 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_released_scnet_is_numbered_through(tmp_path: Path) -> None:
+    """Head, stages and tail are one list, so a stage more moves the tail."""
+    state = {"body.0.weight": torch.rand(32, 2, 3, 3), "body.3.weight": torch.rand(1, 32, 3, 3)}
+    state |= {f"body.{i}.body.{j}.weight": torch.rand(32, 32, 3, 3) for i in (1, 2) for j in (0, 2)}
+    state |= {key.replace("weight", "bias"): torch.rand(len(value)) for key, value in state.items()}
+    torch.save(state, tmp_path / "weights.pkl")
+    network = import_official("scnet", tmp_path / "weights.pkl").network
+    assert torch.equal(network.tail.weight, state["body.3.weight"])
+    assert torch.equal(network.layers[1].conv2.bias, state["body.2.body.2.bias"])
+    del state["body.0.bias"]
+    torch.save(state, tmp_path / "weights.pkl")
+    with pytest.raises(UserError, match=r"weights of scnet: 1 missing \(head.bias\)"):
+        import_official("scnet", tmp_path / "weights.pkl")
+
+
+@pytest.mark.parametrize(
+    ("rows", "ratio"), [(10, 0.01), (43, 0.04), (109, 0.1), (272, 0.25), (545, 0.5), (3, 3 / 1089)]
+)
+def test_a_released_opine_net_brings_its_matrix(
+    tmp_path: Path, capsys: pytest.CaptureFixture, rows: int, ratio: float
+) -> None:
+    """It samples at the ratio that papers name, whichever way they rounded its number of rows."""
+    shapes = {f"conv{i}_{way}": (32, 32, 3, 3) for i in (1, 2) for way in ("forward", "backward", "G")}
+    shapes |= {"conv_D": (32, 1, 3, 3), "conv3_G": (1, 32, 3, 3), "lambda_step": (1,), "soft_thr": (1,)}
+    state = {f"module.fcs.0.{key}": torch.rand(shape) for key, shape in shapes.items()}
+    state |= {"module.Phi": torch.randn(rows, 1089), "module.Phi_scale": torch.tensor([0.03])}
+    torch.save(state, tmp_path / "weights.pkl")
+    out = tmp_path / "net.safetensors"
+    assert main(["opine_net_plus", str(tmp_path / "weights.pkl"), "--out", str(out)]) == 0
+    assert f"carries sampling for ratio {ratio:g}" in capsys.readouterr().out
+    operator = load_checkpoint(out).default_operator(ratio, (33, 33))
+    torch.testing.assert_close(operator.matrix, 0.03 * state["module.Phi"].sign())
+
+
 def released_ista_net_plus(layers: int = 9) -> dict[str, torch.Tensor]:
     shapes = {"lambda_step": (1,), "soft_thr": (1,), "conv_D": (32, 1, 3, 3), "conv_G": (1, 32, 3, 3)}
     shapes |= {f"conv{i}_{way}": (32, 32, 3, 3) for i in (1, 2) for way in ("forward", "backward")}
@@ -179,6 +223,8 @@ def test_wrapping_dictionary_and_prefix(tmp_path: Path) -> None:
         ("complex matrix", "expected a real matrix"),
         ("no start", "give --qinit with --phi"),
         ("unknown model", "unknown model"),
+        ("matrix of its own", "leave out --phi"),
+        ("two matrices", "give --phi once"),
     ],
 )
 def test_bad_files(tmp_path: Path, case: str, message: str) -> None:
@@ -208,6 +254,9 @@ def test_bad_files(tmp_path: Path, case: str, message: str) -> None:
         np.save(tmp_path / "phi.npy", np.ones((109, 1089)) * 1j)
         savemat(tmp_path / "q.mat", {"Qinit": np.random.randn(1089, 109)})
         options = {"phi": [tmp_path / "phi.npy"], "qinit": tmp_path / "q.mat"}
+    elif case in ("matrix of its own", "two matrices"):
+        model = "opine_net_plus" if case == "matrix of its own" else "sodas_net"
+        options = {"phi": [tmp_path / "phi.npy"] * 2}
     elif case == "no start":
         np.save(tmp_path / "phi.npy", np.ones((109, 1089)))
         options = {"phi": [tmp_path / "phi.npy"]}

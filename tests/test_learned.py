@@ -14,9 +14,11 @@ from cs_models.errors import UserError
 from cs_models.networks.invertible import V_MIN, InvertibleSequence
 from cs_models.networks.learned_sampling.csnet_plus import CSNetPlus, CSNetPlusConfig, CSNetPlusModule
 from cs_models.networks.learned_sampling.network import LearnedSamplingModule, LearnedSamplingNetwork
+from cs_models.networks.learned_sampling.opine_net import OPINENetConfig, OPINENetModule
 from cs_models.networks.learned_sampling.rk_ccsnet import ConvolvedBlocks, RKCCSNet, RKCCSNetConfig, RKCCSNetModule
+from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.operators import Sampling, adjoint_error, make_operator
-from cs_models.operators.learned import DenseBlocks, LearnedBlocks
+from cs_models.operators.learned import DenseBlocks, LearnedBlocks, ScaledSigns
 from cs_models.solvers.linear import PseudoInverse
 from cs_models.training.options import Training
 from cs_models.training.weights import save_checkpoint
@@ -29,6 +31,7 @@ SAMPLINGS: dict[str, Callable[[], LearnedBlocks]] = {
     "dct": lambda: DenseBlocks(0.3, 8, "dct"),
     "binary": lambda: DenseBlocks(0.3, 8, binary=True),
     "binary from cosines": lambda: DenseBlocks(0.3, 8, "dct", binary=True),
+    "scaled signs": lambda: ScaledSigns(0.3, 8, scale=0.1),
     "convolutions": lambda: ConvolvedBlocks(0.5, 8, features=5),
 }
 
@@ -100,6 +103,51 @@ def test_binary_matrices_are_signs() -> None:
     sampling.constrain()
     assert sampling.weight[0].unique().tolist() == [-0.125]
     assert sampling.matrix()[0].unique().tolist() == [-0.125]
+
+
+def test_scaled_signs() -> None:
+    """Entries are signs times the scale; 0 counts as +1; gradients pass the signs, and reach the scale."""
+    sampling = ScaledSigns(0.4, 8, rows=7, scale=0.5).double()
+    with torch.no_grad():
+        sampling.weight[0, :2] = torch.tensor([0.0, -3.0])
+    matrix = sampling.matrix()
+    assert matrix.shape == (7, 64)
+    assert matrix[0, :2].tolist() == [0.5, -0.5]
+    assert set(matrix.abs().unique().tolist()) == {0.5}
+    outer = torch.randn(7, 64, dtype=torch.float64)
+    weight, scale = torch.autograd.grad((matrix * outer).sum(), [sampling.weight, sampling.scale])
+    torch.testing.assert_close(weight, 0.5 * outer)
+    torch.testing.assert_close(scale, (matrix.sign() * outer).sum())
+
+
+def test_opine_net_is_drawn_to_orthonormal_rows() -> None:
+    """The third term of its loss; the first two do not see the matrix where the images are black."""
+    module = OPINENetModule(OPINENetConfig(layers=1, features=4), UnfoldingTraining(Sampling((0.3,), block_size=8)))
+    module.network.train()
+    black = torch.zeros(1, 1, 8, 8)
+    operator = module.training_operator((8, 8))
+    loss = module.training_loss(black, operator(black), operator)
+    gram = operator.matrix.detach().double() @ operator.matrix.detach().double().T
+    expected = 0.01 * (gram - torch.eye(19)).square().mean()
+    torch.testing.assert_close(loss.double(), expected)
+    loss.backward()
+    assert module.network.sampling.scale.grad < 0  # rows of norm 0.08 must grow
+
+
+def test_opine_net_travels_with_its_matrix(tmp_path: Path) -> None:
+    training = UnfoldingTraining(Sampling((0.25,), block_size=8))
+    module = OPINENetModule(OPINENetConfig(layers=1, features=4, rows=15), training)
+    with torch.no_grad():
+        module.network.sampling.weight.neg_()
+    operator = module.default_operator(0.25, SIZE)
+    loaded = load_checkpoint(save_checkpoint(module, tmp_path / "opine.safetensors"))
+    assert torch.equal(loaded.default_operator(0.25, SIZE).matrix, operator.matrix)
+    assert operator.matrix.shape == (15, 64)
+    with pytest.raises(UserError, match=r"ratio 0\.25 alone, not 0\.1"):
+        loaded.default_operator(0.1, SIZE)
+    stranger = make_operator("block:8", 0.25, SIZE)
+    with pytest.raises(UserError, match="takes no other operator"):
+        loaded.reconstruct(stranger(torch.rand(1, 1, *SIZE)), stranger)
 
 
 def test_starts() -> None:
@@ -244,6 +292,7 @@ def test_the_ratio_and_the_sampling_are_part_of_the_checkpoint(tmp_path: Path) -
         (lambda: CSNetPlusModule(), "one ratio"),
         (lambda: CSNetPlusModule(training=training(kind="structured")), "kind 'block'"),
         (lambda: CSNetPlusModule(training=Training(Sampling((0.5,), matrices="pca"))), "'pca' would change nothing"),
+        (lambda: OPINENetModule(), "one ratio"),
         (lambda: RKCCSNetModule(training=training(noise_sigma=5.0)), "without noise"),
         (lambda: RKCCSNetModule(training=training(0.3)), "ratio 0.25, 0.5, 0.75 or 1"),
         (lambda: RKCCSNet(RKCCSNetConfig(4, 1), 0.5, block_size=9), "even block_size"),

@@ -10,6 +10,7 @@ import torch
 
 from cs_models.errors import UserError
 from cs_models.networks.learned_sampling.csnet_plus import CSNetPlusConfig, CSNetPlusModule
+from cs_models.networks.learned_sampling.opine_net import OPINENet, OPINENetConfig, OPINENetModule
 from cs_models.networks.learned_sampling.rk_ccsnet import RKCCSNetConfig, RKCCSNetModule
 from cs_models.networks.unfolding.coast import COAST, COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANet, ISTANetConfig, ISTANetModule, shrink
@@ -17,6 +18,8 @@ from cs_models.networks.unfolding.ista_net_pp import ISTANetPP, ISTANetPPConfig,
 from cs_models.networks.unfolding.modulation import RFMU
 from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.networks.unfolding.recursion import UnfoldingNetwork, draw_schedule, iterations
+from cs_models.networks.unfolding.scnet import SCNet, SCNetConfig, SCNetModule
+from cs_models.networks.unfolding.sodas_net import SODASNet, SODASNetConfig, SODASNetModule, SODASStage
 from cs_models.operators import MeasurementOperator, Sampling, make_operator
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.options import Training
@@ -32,6 +35,12 @@ HALF = Training(Sampling(ratios=(0.5,), block_size=BLOCK))
 def ista_net(**options: object) -> ISTANetModule:
     module = ISTANetModule(ISTANetConfig(**options), FIXED)
     module.network.q_init.copy_(module.carried.phi_19.T)
+    return module
+
+
+def opine_net(**options: object) -> OPINENetModule:
+    module = OPINENetModule(OPINENetConfig(layers=2, features=8, **options), FIXED)
+    torch.nn.init.constant_(module.network.sampling.scale, 1 / BLOCK)  # the paper's is for blocks of 33
     return module
 
 
@@ -60,6 +69,16 @@ NETWORKS: dict[str, Callable[[], ReconstructionModule]] = {
     "r_coast": lambda: COASTModule(
         COASTConfig(layers=2, features=8, iterations_per_layer=(3, 3), modulation="rfmu"), FLEXIBLE
     ),
+    "scnet": lambda: SCNetModule(SCNetConfig(layers=3, features=8), FLEXIBLE),
+    "scnet, recursive": lambda: SCNetModule(
+        SCNetConfig(layers=2, features=8, iterations_per_layer=(2, 3), modulation="rfmu"), FLEXIBLE
+    ),
+    "sodas_net": lambda: SODASNetModule(SODASNetConfig(layers=3, features=8), FIXED),
+    "sodas_net, recursive": lambda: SODASNetModule(
+        SODASNetConfig(layers=2, features=8, iterations_per_layer=(2, 3)), FIXED
+    ),
+    "opine_net_plus": opine_net,
+    "opine_net_plus, recursive": lambda: opine_net(iterations_per_layer=(3, 1), modulation="rfmu"),
     "csnet_plus": lambda: CSNetPlusModule(CSNetPlusConfig(features=8, blocks=2), FIXED),
     "csnet_plus, binary": lambda: CSNetPlusModule(CSNetPlusConfig(features=8, blocks=2, binary=True), FIXED),
     "csnet_plus, wired": lambda: CSNetPlusModule(
@@ -148,7 +167,7 @@ def test_wrong_schedule(schedule: list[int]) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["ista_net_plus", "ista_net_pp", "r_coast"])
+@pytest.mark.parametrize("name", ["ista_net_plus", "ista_net_pp", "r_coast", "scnet", "sodas_net", "opine_net_plus"])
 def test_bfloat16_stays_near_float32(name: str) -> None:
     """Only the convolutions run in bfloat16, so the result moves by the rounding of a few of them."""
     module = NETWORKS[name]()
@@ -175,6 +194,9 @@ def test_bfloat16_stays_near_float32(name: str) -> None:
         (lambda: COAST(COASTConfig()), 1_122_024),
         (lambda: COAST(COASTConfig(layers=5)), 280_554),
         (lambda: COAST(COASTConfig(layers=5, iterations_per_layer=(4,) * 5, modulation="rfmu")), 281_674),
+        (lambda: SCNet(SCNetConfig()), 370_817),
+        (lambda: SODASNet(SODASNetConfig()), 921_960),
+        (lambda: OPINENet(OPINENetConfig(), 0.1), 621_568),
     ],
 )
 def test_parameter_counts_of_the_papers(network: Callable[[], torch.nn.Module], count: int) -> None:
@@ -234,8 +256,9 @@ def test_deblocking_sees_the_cropped_image() -> None:
         assert shapes[0][-2:] == size
 
 
-def test_fixed_matrix_networks_refuse_others() -> None:
-    module = NETWORKS["ista_net_plus"]()
+@pytest.mark.parametrize("name", ["ista_net_plus", "sodas_net"])
+def test_fixed_matrix_networks_refuse_others(name: str) -> None:
+    module = NETWORKS[name]()
     x = torch.rand(1, 1, 16, 16)
     for operator in (make_operator("block:8", 0.3, (16, 16), seed=1), make_operator("column", 0.3, (16, 16))):
         with pytest.raises(UserError, match="trained for one matrix"):
@@ -243,7 +266,7 @@ def test_fixed_matrix_networks_refuse_others() -> None:
     with pytest.raises(UserError, match=r"ratio 0\.297 alone"):
         module.default_operator(0.1, (16, 16))
     with pytest.raises(UserError, match="one ratio and one matrix"):
-        ISTANetModule(ISTANetConfig(), FLEXIBLE)
+        type(module)(training=FLEXIBLE)
 
 
 def test_flexible_networks_take_any_operator() -> None:
@@ -253,6 +276,32 @@ def test_flexible_networks_take_any_operator() -> None:
     for word in ("structured:8", "column", "pixel", "fourier", "block:5"):
         operator = make_operator(word, 0.4, (16, 16))
         assert module.reconstruct(operator(x), operator).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["scnet", "scnet, recursive"])
+def test_scnet_ends_on_the_images_that_fit_the_measurements(name: str) -> None:
+    """Every intermediate estimate is projected, since what travels between stages are features, no images."""
+    module = NETWORKS[name]()
+    operator = make_operator("block:8", 0.3, (13, 21)).padded()
+    y = operator(torch.rand(1, 1, 16, 24))
+    iterates = module.reconstruct(y, operator, return_all=True)
+    assert len(iterates) == sum(module.schedule)
+    for iterate in iterates:
+        torch.testing.assert_close(operator(iterate), y, atol=1e-4, rtol=1e-4)
+
+
+def test_thresholds_of_sodas_net_are_means_of_the_coefficients() -> None:
+    """Channel by channel and image by image; a negative mean makes coefficients larger."""
+    stage = SODASStage(4)
+    s = torch.randn(2, 4, 5, 5)
+    level = stage.level(s)
+    assert level.shape == (2, 4, 1, 1)
+    torch.testing.assert_close(level[1, 2, 0, 0], s[1, 2].mean())
+    expected = s.sign() * (s.abs() - s.mean((2, 3), keepdim=True)).relu()
+    with torch.no_grad():
+        torch.testing.assert_close(shrink(s, level), expected)
+    with pytest.raises(UserError, match="needs block sampling"):
+        SODASNetModule(training=UnfoldingTraining(Sampling((0.3,), kind="fourier")))
 
 
 @pytest.mark.parametrize("damage", ["missing", "suffix", "truncated", "foreign", "other model", "config"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,35 @@ def test_bank_draws_depend_on_seed_and_step_alone() -> None:
     sigmas = {bank.draw(step, (16, 16)).noise_sigma for step in range(30)}
     assert len(sigmas) == 30
     assert max(sigmas) <= 10 / 255
+
+
+def test_ratios_as_a_range() -> None:
+    """A range says its ratios, and says the same when a checkpoint's header with all of them builds it again."""
+    sampling = Sampling(ratios=(0.01, 0.5), ratio_step=0.01)
+    assert sampling.ratios == tuple(percent / 100 for percent in range(1, 51))
+    assert Sampling(**asdict(sampling)) == sampling
+    assert Sampling(ratios=(0.1, 0.95), ratio_step=0.3).ratios == (0.1, 0.4, 0.7)
+    drawn = {SamplingBank(Sampling((0.1, 0.3), block_size=8, ratio_step=0.1)).draw(s, (8, 8)).ratio for s in range(30)}
+    assert drawn == {0.1, 0.2, 0.3}
+
+
+@pytest.mark.parametrize(
+    ("ratios", "step", "message"),
+    [
+        ((0.1, 0.5), 0.0, "at least 0.001"),
+        ((0.1, 0.5), float("nan"), "at least 0.001"),
+        ((0.1, 0.5), 1e-9, "at least 0.001"),
+        ((0.3,), 0.1, "the first to the last of two ratios"),
+        ((0.5, 0.1), 0.1, "the first to the last of two ratios"),
+        ((0.1, 0.2), float("inf"), "the first to the last of two ratios"),
+        ((), 0.1, "the first to the last of two ratios"),
+        ((0.1, 5e9), 0.1, "outside"),
+    ],
+)
+def test_wrong_ranges_of_ratios(ratios: tuple[float, ...], step: float, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Sampling(ratios=ratios, ratio_step=step)
+    assert "\n" not in str(caught.value)
 
 
 def test_bank_matrices_are_unseen_by_evaluation() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
@@ -58,8 +59,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options | None:
     Raises:
         UserError: for an unknown option, a value of the wrong type, or an unreadable YAML file.
     """
+    words = with_configs_found(sys.argv[1:] if arguments is None else arguments, "eval")
     try:
-        words = with_configs_found(sys.argv[1:] if arguments is None else arguments, "eval")
         values = build_parser().parse_args(words)
     except ArgumentError as error:
         raise UserError(explain(str(error))) from None
@@ -149,6 +150,7 @@ def evaluate(options: Options) -> None:
     Raises:
         UserError: for any mistake of the user's; what was computed before is kept.
     """
+    check_names(options.comparison)
     # Imported late, so that --help and mistakes in the command line answer at once.
     if options.measuring.measurements is not None:
         from cs_models.evaluation.measurements import reconstruct_measurements
@@ -170,6 +172,25 @@ def evaluate(options: Options) -> None:
         from cs_models.evaluation.report.wandb_log import log_comparison
 
         log_comparison(rows, options)
+
+
+def check_names(comparison: Comparison) -> None:
+    """Look up methods, their settings, and sets of images, before anything heavy is imported.
+
+    Raises:
+        UserError: for a name that does not exist, with the nearest one, or a missing file.
+    """
+    from cs_models.zoo.methods import parse_methods
+    from datamodules.catalog import find_images
+    from datamodules.images import read_image
+    from datamodules.signals import names_signals
+
+    parse_methods(comparison.methods, comparison.ratios)
+    for name in comparison.datasets:
+        if not names_signals(name):
+            find_images(name, comparison.data_dir)
+    if comparison.image is not None and not Path(comparison.image).is_file():
+        read_image(comparison.image)
 
 
 def print_list() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from cs_models.metrics import PEAK, pcc, psnr, sparse_rate, ssim_1d
@@ -26,6 +25,8 @@ def score(estimate: Tensor, target: Tensor) -> tuple[float, float]:
         estimate: ``(C, H, W)``, clipped to [0, 1].
         target: ``(C, H, W)`` in [0, 1], at least 7x7.
     """
+    from skimage.metrics import structural_similarity
+
     psnr_db = psnr(estimate[None], target[None]).item()
     a, b = PEAK * estimate.double().numpy(), PEAK * target.double().numpy()
     return psnr_db, float(structural_similarity(b, a, data_range=PEAK, channel_axis=0))

@@ -28,6 +28,7 @@ from cs_models.settings import check_distinct, check_range
 FIRST_TRAINING_SEED = 100_000
 # For pixels in 0..255; far beyond what leaves anything of an image.
 MOST_NOISE = 10_000
+SMALLEST_RATIO_STEP = 0.001
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Sampling:
         noise_sigma: largest standard deviation of the noise on the measurements, on the 0-255 scale; each step
             draws one uniformly between 0 and it.
         seed: of the draws and of the matrices.
+        ratio_step: where it is given, `ratios` names two, and becomes those from the first to the second in such steps.
     """
 
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -52,8 +54,12 @@ class Sampling:
     matrices_per_ratio: int = 1
     noise_sigma: float = 0.0
     seed: int = 0
+    ratio_step: float | None = None
 
     def __post_init__(self) -> None:
+        if self.ratio_step is not None:
+            # Frozen, like every configuration: set once, here. The names that a checkpoint remembers give the same.
+            object.__setattr__(self, "ratios", ratio_range(self.ratios, self.ratio_step))
         if not self.ratios:
             raise UserError("sampling needs at least one ratio, such as 0.1")
         for ratio in self.ratios:
@@ -85,6 +91,25 @@ class Sampling:
         return f"block:pca:{self.block_size}" if self.matrices == "pca" else f"{self.kind}:{self.block_size}"
 
 
+def ratio_range(ends: tuple[float, ...], step: float) -> tuple[float, ...]:
+    """The ratios from the first to the last of `ends` in steps, such as the 50 from 0.01 to 0.5 by 0.01.
+
+    Raises:
+        UserError: for a step below a thousandth, or ratios that are not two with a step between them.
+    """
+    if not step >= SMALLEST_RATIO_STEP:
+        raise UserError(f"sampling.ratio_step must be at least {SMALLEST_RATIO_STEP}, got {step}")
+    for ratio in ends:
+        check_ratio(ratio)
+    steps = int((ends[-1] - ends[0]) / step + 1e-6) if ends else 0
+    if steps < 1:
+        raise UserError(
+            f"sampling.ratio_step {step:g} goes from the first to the last of two ratios, as in ratios: [0.01, 0.5]; "
+            f"got {list(ends)}; ratio_step: null takes ratios as they are"
+        )
+    return tuple(round(ends[0] + step * index, 6) for index in range(steps + 1))
+
+
 class SamplingBank:
     """Random projection augmentation: every training step draws a ratio and one of the ratio's matrices.
 
@@ -106,11 +131,12 @@ class SamplingBank:
         permutation_seed = _below(2**31, generator)
         return self._operator(ratio, index, image_size, permutation_seed, sigma, device)
 
-    def matrix(self, ratio: float, index: int = 0, device: torch.device | str = "cpu") -> Tensor:
-        """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows."""
+    def matrix(self, ratio: float, index: int = 0, device: torch.device | str | None = None) -> Tensor:
+        """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows; by default where torch makes
+        tensors."""
         if index not in self._matrices:
             self._matrices[index] = self._largest(index)
-        self._matrices[index] = self._matrices[index].to(device)
+        self._matrices[index] = self._matrices[index].to(device or torch.get_default_device())
         return self._matrices[index][: self._rows(ratio)]
 
     def _largest(self, index: int) -> Tensor:

@@ -86,13 +86,48 @@ class DenseBlocks(LearnedBlocks):
     def matrix(self) -> Tensor:
         if not self.binary:
             return self.weight
-        signs = torch.where(self.weight.detach() >= 0, 1.0, -1.0).to(self.weight) / self.block_size
-        return signs + (self.weight - self.weight.detach())
+        return _signs(self.weight) / self.block_size + (self.weight - self.weight.detach())
 
     @torch.no_grad()
     def constrain(self) -> None:
         if self.binary:
             self.weight.clamp_(-1 / self.block_size, 1 / self.block_size)
+
+
+class ScaledSigns(LearnedBlocks):
+    """A binary matrix with one learned scale: its entries are the signs of real weights times that.
+
+    The gradient passes the signs as if they were not there, and nothing keeps the weights near them (Zhang, Zhao, Gao,
+    "Optimization-Inspired Compact Deep Compressive Sensing", 2020).
+
+    Attributes:
+        weight: ``(M, B^2)``.
+        scale: of all entries.
+    """
+
+    def __init__(
+        self, ratio: float, block_size: int, rows: int | None = None, scale: float = 0.01, seed: int = 0
+    ) -> None:
+        """
+        Args:
+            ratio: CS ratio in (0, 1].
+            block_size: B.
+            rows: M, where it is not ``floor(ratio B^2 + 1/2)``.
+            scale: that training starts from.
+            seed: of the weights, which start as Gaussian rows.
+        """
+        super().__init__(ratio, block_size)
+        rows = rows or rows_for_ratio(ratio, block_size**2)
+        self.weight = nn.Parameter(_start("gaussian", rows, block_size, seed).float())
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def matrix(self) -> Tensor:
+        return self.scale * (_signs(self.weight) + (self.weight - self.weight.detach()))
+
+
+def _signs(weight: Tensor) -> Tensor:
+    """1 where a weight is at least 0, else -1, without a gradient."""
+    return torch.where(weight.detach() >= 0, 1.0, -1.0).to(weight)
 
 
 def _start(start: Start, rows: int, size: int, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ MODELS = {
     "ista_net": "cs_models.networks.unfolding.ista_net:ISTANetModule",
     "ista_net_pp": "cs_models.networks.unfolding.ista_net_pp:ISTANetPPModule",
     "coast": "cs_models.networks.unfolding.coast:COASTModule",
+    "scnet": "cs_models.networks.unfolding.scnet:SCNetModule",
+    "sodas_net": "cs_models.networks.unfolding.sodas_net:SODASNetModule",
     "idm": "cs_models.networks.diffusion.idm:IDMModule",
     "csnet_plus": "cs_models.networks.learned_sampling.csnet_plus:CSNetPlusModule",
     "rk_ccsnet": "cs_models.networks.learned_sampling.rk_ccsnet:RKCCSNetModule",
+    "opine_net_plus": "cs_models.networks.learned_sampling.opine_net:OPINENetModule",
 }
 
 # Older headers have these options of unfolding networks for every model.
@@ -32,6 +36,9 @@ UNFOLDING_OPTIONS = {"random_iterations": False, "loss_on": "final"}
 
 # Settings of networks that name other files, which a network in a checkpoint never needs.
 OUTSIDE = ("pretrained", "null_prompt")
+
+# Numbers of a matrix that costs nothing, more than those of all pixels of 33x33 blocks.
+SMALL_MATRIX = 2**22
 
 
 def model_class(name: str) -> type[ReconstructionModule]:
@@ -57,8 +64,8 @@ def load_checkpoint(path: str | Path) -> ReconstructionModule:
     try:
         # First without memory for any number, so that no more is allocated than the file has.
         with torch.device("meta"):
-            check_fit(_build(header, len(tensors)), tensors, own)
-        module = _build(header, len(tensors))
+            check_fit(_build(header, tensors), tensors, own)
+        module = _build(header, tensors)
         fill(module, tensors, own)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -69,7 +76,7 @@ def load_checkpoint(path: str | Path) -> ReconstructionModule:
     return module.eval()
 
 
-def _build(header: dict[str, Any], tensors: int) -> ReconstructionModule:
+def _build(header: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> ReconstructionModule:
     cls = model_class(header["model"])
     training = dict(header["training"])
     # The moving average is what was exported, so it is not averaged again.
@@ -83,9 +90,13 @@ def _build(header: dict[str, Any], tensors: int) -> ReconstructionModule:
         if getattr(config, source, None) is not None:
             raise UserError(f"network.{source} names a file outside of the checkpoint; none is read")
     for count in ("layers", "blocks"):  # each has a tensor at least; building many takes minutes
-        if getattr(config, count, 0) > tensors:
-            raise UserError(f"its network has {getattr(config, count)} {count}, the file {tensors} tensors")
+        if getattr(config, count, 0) > len(tensors):
+            raise UserError(f"its network has {getattr(config, count)} {count}, the file {len(tensors)} tensors")
     module = cls(config, typed(cls.training_class, training, "training"))  # type: ignore[call-arg]
+    # Networks for one matrix draw one, which is replaced below, of a size that no weight may depend on.
+    drawn = sum(matrix.numel() for matrix in module.carried.buffers())
+    if drawn > max(sum(tensor.numel() for tensor in tensors.values()), SMALL_MATRIX):
+        raise UserError(f"its sampling is a matrix of {drawn:,} numbers, which the file does not have")
     module.carried = CarriedSampling()
     module.carried.make_room(header["carried"])
     module.provenance = header["provenance"]

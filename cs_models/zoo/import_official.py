@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import _codecs
+import math
 import os
 import re
 import sys
@@ -18,17 +19,26 @@ import torch
 from torch import Tensor
 
 from cs_models.errors import CommandParser, UserError, report
+from cs_models.networks.learned_sampling.network import LearnedSamplingModule, learned_sampling
+from cs_models.networks.learned_sampling.opine_net import OPINENetConfig, OPINENetModule
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
 from cs_models.networks.unfolding.module import UnfoldingTraining
+from cs_models.networks.unfolding.one_matrix import OneMatrixModule
+from cs_models.networks.unfolding.scnet import SCNetConfig, SCNetModule
+from cs_models.networks.unfolding.sodas_net import SODASNetConfig, SODASNetModule
 from cs_models.operators import Sampling
-from cs_models.operators.matrices import file_source, load_matrix
+from cs_models.operators.carried import CarriedSampling
+from cs_models.operators.matrices import file_source, load_matrix, rows_for_ratio
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.torch_files import check_tensor, read_torch_file
 from cs_models.training.weights import check_weights, save_checkpoint
 
-MODELS = ("ista_net", "ista_net_plus", "ista_net_plus_mri", "ista_net_pp", "coast", "r_coast", "idm")
+MODELS = (
+    "ista_net", "ista_net_plus", "ista_net_plus_mri", "ista_net_pp", "coast", "r_coast", "scnet", "sodas_net",
+    "opine_net_plus", "idm",
+)  # fmt: skip
 
 # All that the released files need beyond tensors: their last training loss is a numpy scalar.
 ALLOWED_GLOBALS: list[Any] = [
@@ -38,6 +48,9 @@ ALLOWED_GLOBALS: list[Any] = [
     np.dtypes.Float64DType,
     _codecs.encode,
 ]
+
+# What released files store with shape [1]; ours are scalars.
+SCALARS = ("step_size", "threshold", "scale")
 
 # Released names on the left, ours on the right; {0}, {1} are the numbers in the released name.
 ISTA_NET_NAMES = {
@@ -55,6 +68,14 @@ ISTA_NET_PP_NAMES = RESIDUAL_NAMES | {
     r"condition\.fc1\.(weight|bias)": "condition.layers.0.{0}",
     r"condition\.fc2\.(weight|bias)": "condition.layers.2.{0}",
     r"condition\.fc3\.(weight|bias)": "condition.layers.4.{0}",
+}
+SODAS_NET_NAMES = ISTA_NET_NAMES | {r"fe\.(weight|bias)": "head.{0}"}
+OPINE_NET_NAMES = ISTA_NET_NAMES | {
+    r"fcs\.(\d+)\.conv1_G": "layers.{0}.gather.1.weight",
+    r"fcs\.(\d+)\.conv2_G": "layers.{0}.gather.3.weight",
+    r"fcs\.(\d+)\.conv3_G": "layers.{0}.gather.4.weight",
+    r"Phi": "sampling.weight",
+    r"Phi_scale": "sampling.scale",
 }
 # The modulation unit is shared by all blocks; released files store it once for each.
 COAST_NAMES = RESIDUAL_NAMES | {
@@ -103,10 +124,8 @@ def rename(state: dict[str, Tensor], names: dict[str, str]) -> tuple[dict[str, T
             match = re.fullmatch(pattern, key)
             if match:
                 name = ours.format(*match.groups())
-                # Step sizes and thresholds are stored with shape [1]; ours are scalars.
-                value = (
-                    value.reshape(()) if value.shape == (1,) and name.endswith(("step_size", "threshold")) else value
-                )
+                if value.shape == (1,) and name.endswith(SCALARS):
+                    value = value.reshape(())
                 if name in renamed and not torch.equal(renamed[name], value):
                     raise UserError(f"{key} differs from other copies of the unit that all blocks share")
                 renamed[name] = value
@@ -144,6 +163,12 @@ def import_official(
         from cs_models.zoo.import_idm import import_idm_state
 
         module: ReconstructionModule = import_idm_state(state)
+    elif model == "scnet":
+        module = _scnet(state)
+    elif model == "sodas_net":
+        module = _sodas_net(state, phi)
+    elif model == "opine_net_plus":
+        module = _opine_net_plus(state, phi)
     elif model.startswith("ista_net") and model != "ista_net_pp":
         module = _ista_net(model, state, phi, qinit, mask)
     else:
@@ -158,8 +183,9 @@ def import_official(
     return module.eval()
 
 
-def _layers(state: dict[str, Tensor]) -> int:
-    found = [int(match.group(1)) for match in (re.match(r"fcs\.(\d+)\.", key) for key in state) if match]
+def _layers(state: dict[str, Tensor], name: str = "fcs") -> int:
+    """How many parts of a network ``name.0``, ``name.1``, ... are numbered."""
+    found = [int(match.group(1)) for match in (re.match(rf"{name}\.(\d+)\.", key) for key in state) if match]
     return max(found, default=-1) + 1
 
 
@@ -222,6 +248,57 @@ def _flexible(model: str, state: dict[str, Tensor], iterations_per_layer: Sequen
     return module
 
 
+def _scnet(state: dict[str, Tensor]) -> ReconstructionModule:
+    """SCNet, whose released parts are numbered through: head, stages, tail."""
+    layers = max(1, _layers(state, "body") - 2)
+    names = {
+        r"body\.0\.(weight|bias)": "head.{0}",
+        rf"body\.{layers + 1}\.(weight|bias)": "tail.{0}",
+    }
+    for layer in range(layers):
+        for place, ours in ((0, "conv1"), (2, "conv2")):
+            names[rf"body\.{layer + 1}\.body\.{place}\.(weight|bias)"] = f"layers.{layer}.{ours}.{{0}}"
+    module = SCNetModule(SCNetConfig(layers=layers))
+    _fill(module, state, names, "scnet")
+    return module
+
+
+def _sodas_net(state: dict[str, Tensor], phi: Sequence[str | Path]) -> ReconstructionModule:
+    if len(phi) > 1:
+        raise UserError(f"sodas_net works with one matrix, got {len(phi)}; give --phi once")
+    rows, n = load_matrix(phi[0], "phi").shape if phi else (109, 1089)
+    config = SODASNetConfig(layers=max(1, _layers(state)))
+    module = SODASNetModule(config, UnfoldingTraining(Sampling(ratios=(rows / n,))))
+    # In place of the one that it would be trained with here.
+    module.carried = CarriedSampling()
+    _fill(module, state, SODAS_NET_NAMES, "sodas_net")
+    return module
+
+
+def _opine_net_plus(state: dict[str, Tensor], phi: Sequence[str | Path]) -> ReconstructionModule:
+    if phi:
+        raise UserError("opine_net_plus learned its matrix, which is among its weights; leave out --phi")
+    matrix = state.get("Phi")
+    rows, n = (109, 1089) if matrix is None or matrix.ndim != 2 else matrix.shape
+    sampling = Sampling(ratios=(nominal_ratio(rows, n),), block_size=math.isqrt(n))
+    module = OPINENetModule(OPINENetConfig(layers=max(1, _layers(state)), rows=rows), UnfoldingTraining(sampling))
+    _fill(module, state, OPINE_NET_NAMES, "opine_net_plus")
+    return module
+
+
+def nominal_ratio(rows: int, n: int) -> float:
+    """The whole percentage that M of N stand for, as papers name ratios, or M / N where none is near."""
+    percent = round(100 * rows / n) / 100
+    return percent if percent and abs(rows_for_ratio(percent, n) - rows) <= 1 else rows / n
+
+
+def _sampled_ratios(module: ReconstructionModule) -> list[float]:
+    """The ratios whose sampling an imported network brings along."""
+    if isinstance(module, LearnedSamplingModule):
+        return [learned_sampling(module.network).ratio]
+    return module.carried.ratios()
+
+
 def _counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
@@ -250,10 +327,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return report(error)
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
-    ratios = ", ".join(f"{ratio:g}" for ratio in module.carried.ratios())
+    ratios = ", ".join(f"{ratio:g}" for ratio in _sampled_ratios(module))
     print(f"{path}: {parameters:,} parameters; carries sampling for ratio {ratios or '(none)'}")
-    if isinstance(module, ISTANetModule) and not ratios:
-        print("note: without its own sampling (--phi and --qinit, or --mask) it cannot be evaluated", file=sys.stderr)
+    if isinstance(module, OneMatrixModule) and not ratios:
+        needed = "--mask" if options.model == "ista_net_plus_mri" else module.imported_with
+        print(f"note: without its own sampling ({needed}) it cannot be evaluated", file=sys.stderr)
     return 0
 
 

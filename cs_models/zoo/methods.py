@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cs_models.errors import UserError, nearest
 from cs_models.files import shipped
+from cs_models.signatures import parameters
 
 if TYPE_CHECKING:
     from cs_models.reconstruction import Reconstructor
@@ -100,7 +101,7 @@ def parse_method(text: str) -> MethodSpec:
     """Read ``NAME``, ``NAME:key=value:key=value`` or the path of a checkpoint.
 
     Raises:
-        UserError: for an unknown name, a missing file, or settings that are not ``key=value``.
+        UserError: for an unknown name, a missing file, an unknown setting, or settings that are not ``key=value``.
     """
     if text.endswith(CHECKPOINT_SUFFIXES):
         if not Path(text).is_file():
@@ -114,7 +115,19 @@ def parse_method(text: str) -> MethodSpec:
     for part in parts:
         if "=" not in part:
             raise UserError(f"cannot read '{part}' in '{text}'; settings are written {name}:key=value:key=value")
-    return MethodSpec(text, name, tuple((key, value) for key, _, value in (part.partition("=") for part in parts)))
+    settings = tuple((key, value) for key, _, value in (part.partition("=") for part in parts))
+    known = parameters(METHODS[name].target) if settings else None
+    if known is not None:
+        _check_settings(name, settings, known)
+    return MethodSpec(text, name, settings)
+
+
+def _check_settings(name: str, settings: Sequence[tuple[str, str]], known: Collection[str]) -> None:
+    for key, _ in settings:
+        if key not in known:
+            if not known:
+                raise UserError(f"method '{name}' has no settings; got '{key}'")
+            raise UserError(f"method '{name}' has no setting '{key}'{nearest(key, known)}")
 
 
 def split_settings(text: str) -> list[str]:
@@ -240,19 +253,16 @@ def construct(cls: type[Reconstructor], spec: MethodSpec) -> Reconstructor:
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    parameters = inspect.signature(cls).parameters
+    known = inspect.signature(cls).parameters
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "settings")
     values: dict[str, Any] = {}
+    _check_settings(spec.name, spec.settings, known)
     for key, text in spec.settings:
-        if key not in parameters:
-            if not parameters:
-                raise UserError(f"method '{spec.name}' has no settings; got '{key}'")
-            raise UserError(f"method '{spec.name}' has no setting '{key}'{nearest(key, parameters)}")
         try:
             values[key] = parser.parse_args([f"--settings.{key}={text}"]).settings[key]
         except ArgumentError:
-            expected = parameters[key].annotation
+            expected = known[key].annotation
             raise UserError(f"method '{spec.name}': {key}={text} is not of type {expected}") from None
     return cls(**values)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 
 from cs_models.errors import UserError
 from cs_models.evaluation.report.summary import Summary, summarise
@@ -109,6 +108,8 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO) -> Path:
 
 def draw_training(names: Mapping[str, Mapping[int | None, Path]], path: Path) -> None:
     """Draw the validation PSNR of every network over its training steps, at the lowest of its ratios."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for weights in (file for files in names.values() for file in files.values()):

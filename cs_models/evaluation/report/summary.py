@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,6 +29,7 @@ PUBLISHED_METHODS = {
     "ista_net_plus": "ISTA-Net+",
     "ista_net_pp": "ISTA-Net++",
     "omp": "OMP",
+    "opine_net_plus": "OPINE-Net+",
     "r_coast": "R-COAST",
     "rista_net_plus": "RISTA-Net+",
     "rk_ccsnet": "RK-CCSNet",
@@ -68,6 +70,8 @@ class Summary:
     Attributes:
         images: number of images.
         seeds: number of draws of the operator.
+        exact: how many images are reconstructed without any error, as constant signals may be. Their PSNR is infinite,
+            so the means of the PSNR leave them out, unless all are exact.
         psnr_db: mean over images; of several draws each image's mean counts once.
         psnr_std: standard deviation over images (of a sample; 0 for one image).
         ssim: as `psnr_db`.
@@ -100,6 +104,7 @@ class Summary:
     precision: str
     schedule: str
     images: int
+    exact: int
     seeds: int
     psnr_db: float
     psnr_std: float
@@ -167,17 +172,19 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 
 def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
-    psnr_images, ssim_images = means_by(rows, "image", "psnr_db"), means_by(rows, "image", "ssim")
-    psnr_seeds, ssim_seeds = means_by(rows, "seed", "psnr_db"), means_by(rows, "seed", "ssim")
+    counted = with_finite_psnr(rows)
+    psnr_images, ssim_images = means_by(counted, "image", "psnr_db"), means_by(rows, "image", "ssim")
+    psnr_seeds, ssim_seeds = means_by(counted, "seed", "psnr_db"), means_by(rows, "seed", "ssim")
     seconds = float(np.mean([row.seconds for row in rows]))
     psnr_db = float(np.mean(list(psnr_images.values())))
     published = published_figures(setting)
     memory = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
-    several = len(psnr_seeds) > 1
+    several = len(ssim_seeds) > 1
     return Summary(
         **setting._asdict(),
-        images=len(psnr_images),
-        seeds=len(psnr_seeds),
+        images=len(ssim_images),
+        exact=len({row.image for row in rows if math.isinf(row.psnr_db)}),
+        seeds=len(ssim_seeds),
         psnr_db=psnr_db,
         psnr_std=_spread(psnr_images.values()),
         ssim=float(np.mean(list(ssim_images.values()))),
@@ -199,6 +206,11 @@ def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
         sparse_rate_dct=_mean(row.sparse_rate_dct for row in rows),
         sparse_rate_fft=_mean(row.sparse_rate_fft for row in rows),
     )
+
+
+def with_finite_psnr(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows whose PSNR counts: all but exact reconstructions, unless all are exact."""
+    return [row for row in rows if math.isfinite(row.psnr_db)] or rows
 
 
 def means_by(rows: Iterable[Row], key: str, value: str) -> dict[str, float]:

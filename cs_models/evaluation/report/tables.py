@@ -101,6 +101,9 @@ def quality_tables(summaries: Sequence[Summary]) -> str:
         images = f"{counts[0]} {noun}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} {noun}"
         sections.append(f"## {title}: PSNR in dB / {scores} ({images})")
         sections.append(markdown_table(["method", "operator", *(f"{ratio:g}" for ratio in ratios)], lines))
+        exact = max(summary.exact for summary in group)
+        if exact:
+            sections.append(f"Up to {exact} of them are reconstructed without error, and left out of the mean PSNR.")
     return "\n\n".join(sections)
 
 

@@ -87,6 +87,7 @@ class CSNetPlusModule(LearnedSamplingModule):
 
     name = "csnet_plus"
     config_class = CSNetPlusConfig
+    network: LearnedSamplingNetwork
 
     def __init__(self, network: CSNetPlusConfig = CSNetPlusConfig(), training: Training = Training()) -> None:
         """

@@ -107,9 +107,7 @@ class LearnedSamplingNetwork(nn.Module, ABC):
 class LearnedSamplingModule(ReconstructionModule):
     """A network with learned sampling for training; it works with its own operator only, at one ratio."""
 
-    network: LearnedSamplingNetwork
-
-    def __init__(self, network: LearnedSamplingNetwork, config: Any, training: Training) -> None:
+    def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
         super().__init__(network, config, training)
         if training.sampling.noise_sigma:
             raise UserError(f"{self.name} learns its sampling without noise; leave sampling.noise_sigma at 0")
@@ -117,7 +115,7 @@ class LearnedSamplingModule(ReconstructionModule):
     def training_operator(
         self, image_size: tuple[int, int], step: int = 0, device: torch.device | str = "cpu"
     ) -> MeasurementOperator:
-        return self.network.sensing.sampling.operator(image_size)
+        return learned_sampling(self.network).operator(image_size)
 
     @torch.no_grad()
     def default_operator(
@@ -143,13 +141,16 @@ class LearnedSamplingModule(ReconstructionModule):
 
     @property
     def _evaluated_sampling(self) -> LearnedBlocks:
-        network = self.evaluated_network
-        assert isinstance(network, LearnedSamplingNetwork)
-        return network.sensing.sampling
+        return learned_sampling(self.evaluated_network)
 
     def constrain(self) -> None:
-        self.network.sensing.sampling.constrain()
+        learned_sampling(self.network).constrain()
         stabilise(self.network)
+
+
+def learned_sampling(network: nn.Module) -> LearnedBlocks:
+    """The part of a network that is its sampling."""
+    return next(part for part in network.modules() if isinstance(part, LearnedBlocks))
 
 
 def learned_ratio(sampling: Sampling, name: str) -> float:

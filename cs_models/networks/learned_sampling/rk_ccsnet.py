@@ -138,6 +138,7 @@ class RKCCSNetModule(LearnedSamplingModule):
 
     name = "rk_ccsnet"
     config_class = RKCCSNetConfig
+    network: LearnedSamplingNetwork
 
     def __init__(self, network: RKCCSNetConfig = RKCCSNetConfig(), training: Training = Training()) -> None:
         """

@@ -51,9 +51,10 @@ class CPMB(nn.Module):
         self.conv1 = nn.Conv2d(features, features, 3, padding=1)
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
-    def forward(self, h: Tensor, gains: Tensor) -> Tensor:
-        """Refine h ``(N, C, H, W)`` under gains that broadcast to it."""
-        return h + gains * self.conv2(F.relu(self.conv1(h), inplace=True))
+    def forward(self, h: Tensor, gains: Tensor | None = None) -> Tensor:
+        """Refine h ``(N, C, H, W)`` under gains that broadcast to it, or gains of one."""
+        change = self.conv2(F.relu(self.conv1(h), inplace=True))
+        return h + (change if gains is None else gains * change)
 
 
 class COASTLayer(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cs_models.errors import UserError
 from cs_models.networks.unfolding.modulation import RFMU, channel_gains
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
+from cs_models.networks.unfolding.one_matrix import OneMatrixModule
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
 from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.matrices import rows_for_ratio
@@ -57,15 +58,20 @@ class ISTANetConfig:
             raise UserError("modulation 'rfmu' scales the features after D, which variant 'basic' lacks; use 'plus'")
 
 
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    nn.init.xavier_normal_(conv.weight)
-    return conv
+def conv(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 3x3 convolution of the family: no bias, weights as in the papers' code."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    nn.init.xavier_normal_(layer.weight)
+    return layer
 
 
 def shrink(s: Tensor, threshold: Tensor) -> Tensor:
-    """``sign(s) max(|s| - threshold, 0)`` (Eq. 11); trained thresholds can be negative, and then it expands."""
-    if s.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+    """``sign(s) max(|s| - threshold, 0)`` (Eq. 11); trained thresholds can be negative, and then it expands.
+
+    The threshold is a scalar, or broadcasts to s.
+    """
+    plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    if plain and s.device.type == "cpu" and threshold.ndim == 0:
         # Fewer passes over memory. On other devices reading the threshold would wait for them.
         level = float(threshold)
         if level < 0:  # |s| - threshold is positive everywhere
@@ -77,21 +83,31 @@ def shrink(s: Tensor, threshold: Tensor) -> Tensor:
 class Phase(nn.Module):
     """One phase: sparsify by F, shrink softly, return by F~ (Eq. 8-13 of the paper)."""
 
-    def __init__(self, features: int, plus: bool) -> None:
+    def __init__(self, features: int, plus: bool, outer: int | None = None) -> None:
+        """
+        Args:
+            features: channels of the convolutions.
+            plus: whether D, G and the skip are there.
+            outer: channels of what F sparsifies; one without D.
+        """
         super().__init__()
         self.step_size = nn.Parameter(torch.tensor(0.5))
         self.threshold = nn.Parameter(torch.tensor(0.01))
-        outer = features if plus else 1
-        self.extract = _conv(1, features) if plus else None
-        self.forward1 = _conv(outer, features)
-        self.forward2 = _conv(features, features)
-        self.backward1 = _conv(features, features)
-        self.backward2 = _conv(features, outer)
-        self.gather = _conv(features, 1) if plus else None
+        outer = outer or (features if plus else 1)
+        self.extract = conv(1, features) if plus else None
+        self.forward1 = conv(outer, features)
+        self.forward2 = conv(features, features)
+        self.backward1 = conv(features, features)
+        self.backward2 = conv(features, outer)
+        self.gather: nn.Module | None = conv(features, 1) if plus else None
 
     def sparsify(self, d: Tensor) -> Tensor:
         """F."""
         return self.forward2(F.relu(self.forward1(d), inplace=True))
+
+    def level(self, s: Tensor) -> Tensor:
+        """What coefficients s are shrunk by."""
+        return self.threshold.to(s.dtype)
 
     def restore(self, s: Tensor) -> Tensor:
         """F~, trained towards the left inverse of F."""
@@ -111,7 +127,7 @@ class Phase(nn.Module):
         if gains is not None:
             d = d * channel_gains(gains[0]).to(d.dtype)
         s = self.sparsify(d)
-        restored = self.restore(shrink(s, self.threshold.to(s.dtype)))
+        restored = self.restore(shrink(s, self.level(s)))
         if gains is not None:
             restored = restored * channel_gains(gains[1]).to(restored.dtype)
         x = restored if self.gather is None else r + self.gather(restored)
@@ -121,6 +137,7 @@ class Phase(nn.Module):
 class ISTANet(UnfoldingNetwork):
     """The network. It is trained for one matrix: with `start` "linear" it holds that matrix's ``Q_init``."""
 
+    phase_class: type[Phase] = Phase
     q_init: Tensor
 
     def __init__(self, config: ISTANetConfig = ISTANetConfig(), rows: int = 0, n: int = 0) -> None:
@@ -134,7 +151,7 @@ class ISTANet(UnfoldingNetwork):
         self.domain = "blocks"
         self.start = config.start
         plus = config.variant == "plus"
-        self.layers = nn.ModuleList(Phase(config.features, plus) for _ in range(config.layers))
+        self.layers = nn.ModuleList(self.phase_class(config.features, plus) for _ in range(config.layers))
         self.iterations_per_layer = check_schedule(config.iterations_per_layer or (1,) * config.layers, config.layers)
         total = sum(self.iterations_per_layer)
         units = 2 if config.modulation == "rfmu" else 0
@@ -168,7 +185,7 @@ class ISTANet(UnfoldingNetwork):
         return x
 
 
-class ISTANetModule(UnfoldingModule):
+class ISTANetModule(OneMatrixModule):
     """The ISTA-Net family for training: squared error of the last phase + 0.01 x symmetry residuals (Eq. 14).
 
     One network serves one matrix, which the checkpoint carries; ``Q_init`` is estimated from training patches
@@ -176,13 +193,11 @@ class ISTANetModule(UnfoldingModule):
     """
 
     name = "ista_net"
+    title = "ISTA-Net"
+    imported_with = "--phi and --qinit"
     config_class = ISTANetConfig
     symmetry_weight = 0.01
     patches_for_start = 20_000
-    _no_matrix = (
-        "this ISTA-Net checkpoint carries no sampling matrix, and the network works with its own only; "
-        "import it again with --phi and --qinit"
-    )
 
     def __init__(
         self, network: ISTANetConfig = ISTANetConfig(), training: UnfoldingTraining = UnfoldingTraining()
@@ -196,49 +211,27 @@ class ISTANetModule(UnfoldingModule):
             UserError: if the sampling has several ratios or matrices.
         """
         sampling = training.sampling
-        if len(sampling.ratios) != 1 or sampling.matrices_per_ratio != 1:
-            raise UserError(
-                "ISTA-Net(+) is trained for one ratio and one matrix: give one sampling ratio, matrices_per_ratio 1"
-            )
         if network.start == "linear" and sampling.kind != "block":
             raise UserError(f"start 'linear' needs block sampling, not '{sampling.kind}'; use start 'adjoint'")
         n = sampling.block_size**2
         rows = network.rows or rows_for_ratio(sampling.ratios[0], n)
         super().__init__(ISTANet(network, rows, n), network, training)
         if network.start == "linear" and network.rows is None:
-            self.carried.add_matrix(self.bank.matrix(sampling.ratios[0], device=torch.get_default_device()))
+            self.carried.add_matrix(self.bank.matrix(sampling.ratios[0]))
 
     def check_operator(self, operator: MeasurementOperator) -> None:
         if self.config.start == "adjoint":
             if isinstance(operator, BlockOperator):
                 raise UserError("this ISTA-Net+ was trained for MRI; it takes Fourier sampling, not blocks")
             return
-        matrices = list(self.carried.buffers())
-        if not matrices:
-            raise UserError(self._no_matrix)
-        if not (
-            isinstance(operator, BlockOperator)
-            and operator.matrix.shape == matrices[0].shape
-            and torch.allclose(operator.matrix.cpu(), matrices[0].cpu(), atol=1e-6)
-        ):
-            raise UserError(
-                f"this ISTA-Net was trained for one matrix, which its checkpoint carries "
-                f"(ratio {self.carried.ratios()[0]:g}); it takes no other operator"
-            )
+        super().check_operator(operator)
 
     def default_operator(
         self, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
     ) -> MeasurementOperator:
-        carried = self.carried.operator(ratio, image_size, noise_sigma)
-        if carried is not None:
-            return carried
         if self.config.start == "adjoint":
-            return super().default_operator(ratio, image_size, seed, noise_sigma)
-        if not self.carried.shapes():
-            raise UserError(self._no_matrix)
-        raise UserError(
-            f"this ISTA-Net was trained for ratio {self.carried.ratios()[0]:g} alone; it has no matrix for {ratio:g}"
-        )
+            return UnfoldingModule.default_operator(self, ratio, image_size, seed, noise_sigma)
+        return super().default_operator(ratio, image_size, seed, noise_sigma)
 
     def prepare(self, patches: Callable[[int, int], Tensor]) -> None:
         """Estimate ``Q_init`` from training patches, unless a resumed training or `start_from` brought one."""

@@ -96,7 +96,7 @@ class Problem:
     measured_ratio: float
     penalties: list[Tensor] = field(default_factory=list)
 
-    def gradient_step(self, x: Tensor, step_size: Tensor) -> Tensor:
+    def gradient_step(self, x: Tensor, step_size: Tensor | float) -> Tensor:
         """``x - rho A^T (A x - y)`` at `size`, in float32 even under autocast: it is precision-critical.
 
         Estimates that were cropped are padded with zeros again; the start ``A^T y`` still has its padding.
@@ -106,8 +106,15 @@ class Problem:
             full - own for full, own in zip(self.aty.shape[-2:], x.shape[-2:], strict=True)
         )
         x = F.pad(x, (0, missing_columns, 0, missing_rows))
-        r = x - step_size.to(x.dtype) * (self.operator.normal(x) - self.aty)
+        if isinstance(step_size, Tensor):
+            step_size = step_size.to(x.dtype)
+        r = x - step_size * (self.operator.normal(x) - self.aty)
         return r[..., : self.size[0], : self.size[1]]
+
+    def step_of_first_channel(self, features: Tensor, step_size: Tensor | float) -> Tensor:
+        """Features ``(N, C, H, W)`` whose first channel is the estimate, after `gradient_step` on that alone."""
+        r = self.gradient_step(features[:, :1], step_size)
+        return torch.cat([r.to(features.dtype), features[:, 1:]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,8 @@ class Unfolded:
 class UnfoldingNetwork(nn.Module):
     """A network whose layers alternate a gradient step on ``|A x - y|^2 / 2`` and a learned proximal step.
 
-    Subclasses set `layers` and `iterations_per_layer` and implement `iteration`.
+    Subclasses set `layers` and `iterations_per_layer` and implement `iteration`. What travels from iteration to
+    iteration is the estimate of the image, or features ``(N, C, H, W)`` that `initial` starts and `estimate` ends.
 
     Attributes:
         domain: where the convolutions work. "blocks": on isolated B x B blocks; "padded": on the image that is
@@ -139,7 +147,7 @@ class UnfoldingNetwork(nn.Module):
     domain: str = "padded"
 
     def initial(self, problem: Problem) -> Tensor:
-        """The first estimate x_0; ``A^T y`` unless a subclass says otherwise."""
+        """What enters the first iteration; ``A^T y`` unless a subclass says otherwise."""
         return problem.aty
 
     def conditions(self, problem: Problem, schedule: tuple[int, ...]) -> list[Tensor]:
@@ -147,8 +155,12 @@ class UnfoldingNetwork(nn.Module):
         return [problem.aty.new_zeros(0)] * sum(schedule)
 
     def iteration(self, x: Tensor, layer: nn.Module, condition: Tensor, problem: Problem) -> Tensor:
-        """One application of a layer to the estimate x ``(N, 1, H, W)`` under its condition."""
+        """One application of a layer, under its condition, to what the iteration before it gave."""
         raise NotImplementedError
+
+    def estimate(self, state: Tensor, problem: Problem) -> Tensor:
+        """The image ``(N, 1, H, W)`` of what an iteration gave; by default that itself."""
+        return state
 
     def unfold(
         self,
@@ -184,7 +196,7 @@ class UnfoldingNetwork(nn.Module):
         for step, condition in zip(iterations(schedule), conditions, strict=True):
             x = self.iteration(x, self.layers[step.layer], condition, problem)
             if keep_all or step.current == step.total:
-                iterates.append(_to_image(x, operator, len(y)))
+                iterates.append(_to_image(self.estimate(x, problem), operator, len(y)))
         return Unfolded(iterates, problem.penalties)
 
     def forward(

@@ -11,6 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from cs_models.errors import UserError, first_line, nearest
+from cs_models.host_memory import check_memory
+from cs_models.operators.matrices import shapes_only
 from cs_models.settings import check_range
 
 # Where Stable Diffusion v1.5 differs from diffusers' defaults.
@@ -97,8 +99,10 @@ def initialise(unet: UNet2DConditionModel) -> None:
     """Turn a skeleton on the meta device into a U-Net with PyTorch's random initial weights.
 
     Raises:
-        UserError: for settings that bring layers without such an initialisation.
+        UserError: for settings that bring layers without such an initialisation, or more than fits into memory.
     """
+    if not shapes_only():  # weights in float32, their gradients, and the two means of Adam
+        check_memory(16 * sum(weight.numel() for weight in unet.parameters()), "training this U-Net")
     unet.to_empty(device=torch.get_default_device())
     for name, module in unet.named_modules():
         if hasattr(module, "reset_parameters"):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
+
+# Of a message to the user; names that they gave may be as long as the command line.
+LONGEST_LINE = 1000
 
 
 class UserError(ValueError):
@@ -12,6 +18,35 @@ class UserError(ValueError):
     The message is one line: what was wrong, what was expected, what to do. The command-line programs print it
     and exit with status 2; a traceback would add nothing.
     """
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Argparse's parser, except that a wrong command line is a `UserError` and prints no usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message}; {self.prog} --help shows how it is used")
+
+
+def report(error: object) -> int:
+    """Print an error as one line on the error stream, whatever names and bytes the user gave that it repeats.
+
+    Returns:
+        2, the exit status after a user's mistake.
+    """
+    text = "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(error).strip())
+    if len(text) > LONGEST_LINE:
+        text = f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
+    print(f"error: {text}", file=sys.stderr)
+    return 2
+
+
+def _escaped(letter: str) -> str:
+    return " " if letter.isspace() else letter.encode("unicode_escape").decode()
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

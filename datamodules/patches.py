@@ -24,8 +24,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from cs_models.errors import UserError, nearest
 from cs_models.host_memory import check_memory
+from cs_models.settings import check_range
 from datamodules.catalog import BenchmarkImages, ImageFile, find_images, load_set
-from datamodules.checks import check_range, check_scorable, most_workers
+from datamodules.checks import check_scorable, most_workers
 from datamodules.images import Channels
 
 logger = logging.getLogger(__name__)

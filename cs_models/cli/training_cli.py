@@ -13,10 +13,11 @@ from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer as LightningTrainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cs_models.cli.configs import renamed
+from cs_models.cli.training_checks import check_together, check_trainer
 from cs_models.errors import UserError, first_line
+from cs_models.settings import check_range
 from cs_models.training.callbacks import ExportCheckpoint, FaultReport, LogConfig, StopOnSigterm, Throughput
 from cs_models.training.checkpoint_io import TrainingCheckpoint
 from cs_models.training.lightning import LightningTraining
@@ -110,6 +111,10 @@ class TrainCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would take the model's settings from the checkpoint; the command line wins here."""
 
+    def _set_seed(self) -> None:
+        check_range("seed_everything", self._get(self.config, "seed_everything"), 0, 2**32 - 1)
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Refuse what would start and go wrong later, and choose the folder of the run."""
         config = self.config[self.config.subcommand]
@@ -117,6 +122,7 @@ class TrainCLI(LightningCLI):
             # A section that is left out is None here, in place of the defaults of the class.
             if config.model.init_args.get(section) is None:
                 config.model.init_args.pop(section, None)
+        check_trainer(config.trainer, config.data)
         self._check_strategy(config)
         if self.config.subcommand == "fit":
             self._choose_folder(config)
@@ -127,13 +133,15 @@ class TrainCLI(LightningCLI):
         except ImportError as error:
             raise UserError(f"a package is missing for these settings: {first_line(error)}") from error
         self.model = LightningTraining(self._get(self.config_init, "model"))
+        check_together(self.model.method, self.trainer, self.datamodule)
         self._check_last()
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ImportError, ValueError) as error:
-            raise UserError(f"the trainer's settings do not fit together or not this machine: {error}") from error
+        except Exception as error:  # nothing but the settings is new here; Lightning has errors of many kinds for them
+            reason = " ".join(str(error).split())
+            raise UserError(f"the trainer's settings do not fit together or not this machine: {reason}") from error
 
     def _check_strategy(self, config: Any) -> None:
         strategy = getattr(config.trainer.strategy, "class_path", str(config.trainer.strategy))

@@ -14,6 +14,7 @@ from cs_models.operators.block import BlockOperator
 from cs_models.operators.components import check_block_size, principal_rows, principal_source
 from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import (
+    check_matrix_memory,
     check_ratio,
     gaussian_matrix,
     orthonormal_rows,
@@ -21,9 +22,12 @@ from cs_models.operators.matrices import (
     structured_rows,
 )
 from cs_models.operators.structured import StructuredOperator
+from cs_models.settings import check_distinct, check_range
 
 # Training matrices have seeds from here on, so that evaluation, whose seeds are small, meets unseen ones.
 FIRST_TRAINING_SEED = 100_000
+# For pixels in 0..255; far beyond what leaves anything of an image.
+MOST_NOISE = 10_000
 SMALLEST_RATIO_STEP = 0.001
 
 
@@ -61,8 +65,15 @@ class Sampling:
             raise UserError("sampling needs at least one ratio, such as 0.1")
         for ratio in self.ratios:
             check_ratio(ratio)
-        if self.matrices_per_ratio < 1:
-            raise UserError(f"matrices_per_ratio must be at least 1, got {self.matrices_per_ratio}")
+        check_distinct("sampling.ratios", self.ratios)
+        # Matrices have seeds of their own below 2^32, a thousand for each seed.
+        check_range("matrices_per_ratio", self.matrices_per_ratio, 1, 1000)
+        check_range("sampling.seed", self.seed, 0, (2**32 - FIRST_TRAINING_SEED) // 1000 - 1)
+        check_range("sampling.noise_sigma", self.noise_sigma, 0, MOST_NOISE)
+        check_range("sampling.block_size", self.block_size, 1, 2**16)
+        if self.kind != "fourier":
+            n = self.block_size**2
+            check_matrix_memory(structured_rows(max(self.ratios), n), n)
         if self.matrices == "pca":
             self._check_principal()
 
@@ -121,11 +132,12 @@ class SamplingBank:
         permutation_seed = _below(2**31, generator)
         return self._operator(ratio, index, image_size, permutation_seed, sigma, device)
 
-    def matrix(self, ratio: float, index: int = 0, device: torch.device | str = "cpu") -> Tensor:
-        """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows."""
+    def matrix(self, ratio: float, index: int = 0, device: torch.device | str | None = None) -> Tensor:
+        """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows; by default where torch makes
+        tensors."""
         if index not in self._matrices:
             self._matrices[index] = self._largest(index)
-        self._matrices[index] = self._matrices[index].to(device)
+        self._matrices[index] = self._matrices[index].to(device or torch.get_default_device())
         return self._matrices[index][: self._rows(ratio)]
 
     def _largest(self, index: int) -> Tensor:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from cs_models.operators.block import BlockOperator
-from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, rows_for_ratio
+from cs_models.operators.matrices import (
+    check_matrix_memory,
+    gaussian_matrix,
+    orthonormal_rows,
+    rows_for_ratio,
+    shapes_only,
+)
 from cs_models.transforms.dct import dct_matrix
 
 Start = Literal["gaussian", "signs", "dct"]
@@ -126,6 +132,9 @@ def _signs(weight: Tensor) -> Tensor:
 
 def _start(start: Start, rows: int, size: int, seed: int) -> Tensor:
     """Matrix ``(M, B^2)`` in float64 that training starts from."""
+    if shapes_only():
+        return torch.empty(rows, size**2, dtype=torch.float64)
+    check_matrix_memory(rows, size**2)
     if start == "gaussian":
         return orthonormal_rows(gaussian_matrix(rows, size**2, seed))
     if start == "signs":

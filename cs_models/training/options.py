@@ -8,6 +8,7 @@ from typing import Literal
 from cs_models.errors import UserError
 from cs_models.operators import Sampling
 from cs_models.operators.matrices import check_ratio
+from cs_models.settings import check_distinct, check_range
 
 # What an optimiser and its schedule take from a checkpoint.
 OPTIMISER_SETTINGS = (
@@ -59,15 +60,16 @@ class Training:
     start_from: str | None = None
 
     def __post_init__(self) -> None:
-        allowed = {
-            "learning_rate": (self.learning_rate >= 0, "at least 0"),
-            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
-            "step_every": (self.step_every >= 1, "at least 1"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "ema_decay": (self.ema_decay is None or 0 <= self.ema_decay < 1, "in [0, 1), or null for none"),
-        }
-        for name, (holds, expected) in allowed.items():
-            if not holds:
-                raise UserError(f"training.{name} must be {expected}, got {getattr(self, name)}")
+        check_range("training.learning_rate", self.learning_rate, 0, 1e6)
+        check_range("training.warmup_steps", self.warmup_steps, 0, 2**31)
+        check_range("training.step_every", self.step_every, 1, 2**31)
+        check_range("training.step_factor", self.step_factor, 0, 1)
+        check_range("training.weight_decay", self.weight_decay, 0, 1e6)
+        check_range("training.panel_images", self.panel_images, 0, 1000)
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UserError(f"training.ema_decay must be in [0, 1), or null for none, got {self.ema_decay}")
+        if any(step < 1 for step in self.milestones) or sorted(set(self.milestones)) != list(self.milestones):
+            raise UserError(f"training.milestones must be steps above 0 in rising order, got {list(self.milestones)}")
         for ratio in self.validation_ratios or ():
             check_ratio(ratio)
+        check_distinct("training.validation_ratios", self.validation_ratios or ())

@@ -22,6 +22,7 @@ from cs_models.networks.invertible import InvertibleSequence, Wired, stabilise
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.canvas import Canvas
 from cs_models.operators.matrices import load_matrix
+from cs_models.settings import check_range
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.options import Training
 
@@ -61,6 +62,9 @@ class IDMConfig:
     injector_kernel: Literal[1, 3] | None = 1
     invertible: Invertible = "both"
     start: Literal["back_projection", "noise"] = "back_projection"
+
+    def __post_init__(self) -> None:
+        check_range("steps", self.steps, 1, 1000)
 
 
 class DiffusionStep(nn.Module):
@@ -121,8 +125,6 @@ class IDM(nn.Module):
             UserError: for settings that make no network, or if the pre-trained U-Net is not found.
         """
         super().__init__()
-        if config.steps < 1:
-            raise UserError(f"IDM needs at least 1 step, got steps = {config.steps}")
         if config.null_prompt is not None and config.pruned:
             raise UserError("null_prompt belongs to the whole U-Net; set pruned to false or leave it out")
         unet = build_unet(config.unet) if config.pretrained is None else load_unet(config.pretrained)

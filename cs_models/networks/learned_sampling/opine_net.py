@@ -13,6 +13,7 @@ from cs_models.networks.unfolding.ista_net import ISTANet, ISTANetConfig, Phase,
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.learned import ScaledSigns
+from cs_models.settings import check_network_size, check_range
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class OPINENetConfig:
     iterations_per_layer: tuple[int, ...] | None = None
     modulation: Literal["none", "rfmu"] = "none"
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_network_size(self.layers, self.features)
+        check_range("rows", self.rows, 0, 2**20)
 
 
 class OPINEPhase(Phase):

@@ -172,7 +172,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise UserError(f"{path} is a table of another kind or version; its columns are {reader.fieldnames}")
     for record in reader:
         try:
-            yield Row(**{name: _from_text(record[name], _TYPES[name]) for name in COLUMNS})
+            yield Row(**{name: from_text(record[name], _TYPES[name]) for name in COLUMNS})
         except (ValueError, TypeError):
             raise UserError(f"{path}, line {reader.line_num}: cannot read it; delete the line to continue") from None
 
@@ -243,7 +243,8 @@ def to_text(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def _from_text(text: str, kind: Any) -> Any:
+def from_text(text: str, kind: Any) -> Any:
+    """The value of a cell of a CSV file, of a type that `to_text` writes; an empty one is None."""
     if kind is str:
         return text
     if kind in (int, float):

@@ -53,7 +53,11 @@ class ExportCheckpoint(pl.Callback):
         tensors = whole_tensors(method)
         if not trainer.is_global_zero:
             return None
-        method.provenance |= {"steps": trainer.global_step, "seconds": round(self._seconds(), 1)}
+        method.provenance |= {
+            "steps": trainer.global_step,
+            "seconds": round(self._seconds(), 1),
+            "precision": str(trainer.precision),
+        }
         path = folder / "model.safetensors"
         try:
             return write_tensors(tensors, method, path)

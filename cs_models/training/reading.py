@@ -76,7 +76,7 @@ def tensors_sha256(configuration: str, tensors: Mapping[str, torch.Tensor]) -> s
     digest = hashlib.sha256(configuration.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 # uv from the PATH, or from a small environment of its own.
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test coverage lint format resolve clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) -m cs_models.cli.quickstart
@@ -18,6 +18,10 @@ JOBS ?= 2
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest --numprocesses $(JOBS)
 
+# The same, with the share of the lines that the tests run; on Python 3.11 it takes about a quarter longer.
+coverage: $(VENV)/.installed
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest --numprocesses $(JOBS) --cov
+
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -26,6 +30,18 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# Whether pyproject.toml and constraints.txt fit together, with wheels alone, for every Python and system of SYSTEMS;
+# nothing is installed. The oldest macOS is 13.
+PYTHONS ?= 3.11 3.12 3.13 3.14
+SYSTEMS ?= x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin x86_64-pc-windows-msvc
+resolve: export MACOSX_DEPLOYMENT_TARGET = 13.0
+resolve: | $(UV)
+	for python in $(PYTHONS); do for system in $(SYSTEMS); do \
+		echo "Python $$python, $$system"; \
+		$(UV) pip compile --quiet --python-version $$python --python-platform $$system --only-binary :all: \
+			pyproject.toml --extra dev --constraint constraints.txt --output-file /dev/null || exit 1; \
+	done; done
 
 clean:
 	rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

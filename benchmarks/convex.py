@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from PIL import Image
+from programs import peak_resident_bytes
 from skimage import data
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from cs_models.solvers.clomp import CLOMP
 from cs_models.solvers.ista import LASSO, WeightedL1
 from cs_models.solvers.owlqn import OWLQN
 from cs_models.solvers.tv import TotalVariation
+from datamodules.images import open_image
 
 Case = Callable[[], tuple[float, Tensor, Tensor]]
 """Gives seconds, estimate and truth."""
@@ -42,7 +43,7 @@ Case = Callable[[], tuple[float, Tensor, Tensor]]
 
 def photograph(size: int, file: str | None, colour: bool) -> Tensor:
     """A square photograph ``(1, C, size, size)`` in [0, 1]: a file's, or scikit-image's astronaut, resampled."""
-    image = Image.open(file) if file else Image.fromarray(data.astronaut())
+    image = open_image(file) if file else Image.fromarray(data.astronaut())
     pixels = np.array(image.convert("RGB" if colour else "L").resize((size, size), Image.Resampling.LANCZOS))
     channels_last = torch.from_numpy(pixels).reshape(size, size, -1)
     return (channels_last.permute(2, 0, 1)[None] / 255).contiguous()
@@ -105,7 +106,7 @@ def measure(case: Case, ratio: float | None) -> tuple[float, float, float, float
     """Seconds, peak memory in GB, PSNR in dB, and F of the l1 problem from a share of the pixels (nan without one)."""
     torch.set_num_threads(1)
     elapsed, estimate, x = case()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = peak_resident_bytes() / 1e9
     value = float("nan")
     if ratio is not None:
         operator = PixelOperator((x.shape[-2], x.shape[-1]), ratio)

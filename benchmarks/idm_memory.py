@@ -19,12 +19,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import multiprocessing
-import resource
+import sys
 import time
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import torch
+from programs import peak_resident_bytes
 from torch import Tensor, nn
 
 from cs_models.networks.diffusion.idm import IDM, IDMConfig
@@ -107,11 +108,11 @@ class Task:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def memory(self) -> int:
+    def memory(self) -> float:
         """Largest number of bytes in use so far: allocated on CUDA, the resident set on the CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_resident_bytes()
 
 
 def measure_memory(mode: str, steps: int, options: argparse.Namespace) -> tuple[float, float, float]:
@@ -158,8 +159,9 @@ def main() -> None:
     options = parser.parse_args()
     modes, steps = options.modes.split(","), sorted(int(value) for value in options.steps.split(","))
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cs_models.networks.diffusion.idm", "cs_models.operators"])
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform != "win32":  # elsewhere the processes do not import everything anew
+        context.set_forkserver_preload(["cs_models.networks.diffusion.idm", "cs_models.operators"])
     peaks: dict[tuple[str, int], float] = {}
     times: dict[tuple[str, int], float] = {}
     first = NAMES[modes[0]]
@@ -192,7 +194,7 @@ def draw(
 ) -> None:
     """Peak of autograd's bytes and time of a step against T, a line for each network."""
     figure, (memory, seconds) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for axis, values, title in ((memory, peaks, "MiB for the backward pass"), (seconds, times, "seconds a step")):
+    for axis, values, title in ((memory, peaks, "MiB for the backward pass"), (seconds, times, "seconds per step")):
         for mode in modes:
             axis.plot(steps, [values[mode, t] for t in steps], marker="o", label=NAMES[mode])
         axis.set(xlabel="steps T", title=title)

@@ -115,7 +115,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.out is not None:
-        with options.out.open("w", newline="") as file:
+        with options.out.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *lines])
     return 0
 

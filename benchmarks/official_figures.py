@@ -53,7 +53,7 @@ def main() -> int:
     options = parser.parse_args()
     golden = {
         entry: facts
-        for entry, facts in json.loads(options.golden.read_text()).items()
+        for entry, facts in json.loads(options.golden.read_text(encoding="utf-8")).items()
         if entry != "protocol" and options.only in entry
     }
     columns = ("images", "PSNR", "golden", "SSIM", "golden", "worst dB", "worst SSIM")
@@ -69,7 +69,7 @@ def main() -> int:
         sys.stdout.flush()
         if evaluation.main(words) != 0:
             return 2
-        with open(options.out / checkpoint.stem / "per_image.csv") as file:
+        with open(options.out / checkpoint.stem / "per_image.csv", encoding="utf-8") as file:
             rows = {row["image"]: (float(row["psnr_db"]), float(row["ssim"])) for row in csv.DictReader(file)}
         worst, means = compare(rows, facts)
         failed += worst[0] > 0.005 or worst[1] > 2e-4

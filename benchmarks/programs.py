@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,3 +29,13 @@ def run_program(words: Sequence[str], folder: Path | None = None) -> str:
         lines = run.stderr.strip().splitlines() or [f"{words[0]} ended with exit status {run.returncode}"]
         raise UserError(lines[-1].removeprefix("error: "))
     return run.stdout
+
+
+def peak_resident_bytes() -> float:
+    """Largest resident set that this process has had; nan on Windows, where Python does not know it."""
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, KiB elsewhere

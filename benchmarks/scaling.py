@@ -1,8 +1,8 @@
 """Training throughput against the number of processes and the precision, through train.py as users start it.
 
 ``python benchmarks/scaling.py --config configs/train/r_coast.yaml --data_dir data`` starts one short training for each
-row, in turns and each `--repeats` times, and prints patches a second, median over the repeats, and how many times more
-than one process with the first precision. The batch of a process is the same in all rows, so that two processes do
+row, in turns and each `--repeats` times, and prints patches per second, median over the repeats, and the multiple of
+one process with the first precision. The batch of a process is the same in all rows, so that two processes do
 twice the work of one; ideal is 2. On a GPU machine: ``--devices 1,2,4,8 --precisions 32-true,bf16-mixed,16-mixed``.
 Options that it does not know go to train.py.
 """
@@ -49,7 +49,7 @@ def patches_per_second(options: argparse.Namespace, devices: int, precision: str
             run_program(words, REPOSITORY)
         except UserError as error:
             raise UserError(f"train.py with {devices} processes, {precision}: {error}") from None
-        with open(Path(folder) / "run/metrics.csv") as file:
+        with open(Path(folder) / "run/metrics.csv", encoding="utf-8") as file:
             found = [row.get("train/patches_per_second") for row in csv.DictReader(file)]
     return statistics.median([float(value) for value in found if value][1:])
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
+from programs import peak_resident_bytes
 
 from cs_models.operators import ColumnOperator
 from cs_models.reconstruction import Reconstructor
@@ -37,7 +37,7 @@ def run(method: str, height: int, width: int, ratio: float, device: str) -> tupl
     solver.reconstruct(y, operator).sum().item()
     elapsed = time.perf_counter() - start
     if device == "cpu":
-        return elapsed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        return elapsed, peak_resident_bytes() / 1e9
     return elapsed, torch.cuda.max_memory_allocated() / 1e9
 
 

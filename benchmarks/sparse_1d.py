@@ -58,7 +58,7 @@ class Source:
         """The signals ``(N, n)``, each scaled to [0, 1]."""
         if self.signals == "synthetic":
             return torch.from_numpy(synthetic_signals(self.count, self.n, self.sparse_rate))
-        return torch.from_numpy(unit_range(load_signals(self.signals, self.data_dir).samples[: self.count]))
+        return torch.from_numpy(unit_range(load_signals(self.signals, self.data_dir).samples[: self.count])).float()
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Table:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines: list[list[str]] = []
         if path.exists():
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 header, *self._lines = csv.reader(file)
             if header != COLUMNS:
                 raise UserError(f"{path} is another kind of table; choose another --out")

@@ -148,7 +148,7 @@ def main() -> None:
             print("".join(f"{cell:>16}" for cell in line), flush=True)
             lines.append(line)
     if options.out is not None:
-        with options.out.open("w", newline="") as file:
+        with options.out.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *lines])
 
 

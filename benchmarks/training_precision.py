@@ -38,7 +38,7 @@ def train(options: argparse.Namespace, precision: str) -> tuple[dict[str, float]
         start = time.perf_counter()
         run_program(words, REPOSITORY)
         seconds = time.perf_counter() - start
-        with open(Path(folder) / "run/metrics.csv") as file:
+        with open(Path(folder) / "run/metrics.csv", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     return {
         name: float(row[name]) for row in rows for name in row if name.startswith("val/psnr") and row[name]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 def image_norm(x: Tensor) -> Tensor:
     """Euclidean norm of everything that belongs to one image: ``(N, ...)`` to ``(N,)``, real."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm
 
 
 def image_dot(a: Tensor, b: Tensor) -> Tensor:

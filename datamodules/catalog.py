@@ -1,4 +1,4 @@
-"""The image sets that the framework knows by name, and how a name becomes images."""
+"""The image sets that the framework knows by name, and how a name becomes images. Listing them needs no torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from cs_models.errors import UserError, nearest
-from datamodules.images import Channels, list_images, read_image
+from datamodules.images import Channels, image_size, list_images, read_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -254,13 +255,25 @@ class ImageFile:
             return pixels
         side = self.centre_crop
         height, width = pixels.shape[:2]
-        if min(height, width) < side:
-            raise UserError(f"image '{self.path}' is {height}x{width}, too small for a {side}x{side} centre crop")
+        self._check_crop(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         return pixels[top : top + side, left : left + side]
 
+    def size(self) -> tuple[int, int]:
+        """Height and width of what `read` gives, from the header of the file alone."""
+        height, width = image_size(self.path)
+        if self.centre_crop is None:
+            return height, width
+        self._check_crop(height, width)
+        return self.centre_crop, self.centre_crop
 
-class BenchmarkImages(Sequence[tuple[str, Tensor]]):
+    def _check_crop(self, height: int, width: int) -> None:
+        side = self.centre_crop
+        if side is not None and min(height, width) < side:
+            raise UserError(f"image '{self.path}' is {height}x{width}, too small for a {side}x{side} centre crop")
+
+
+class BenchmarkImages(Sequence["tuple[str, Tensor]"]):
     """A set of images as pairs of name and float32 tensor ``(C, H, W)`` in [0, 1], each read when it is asked for.
 
     A slice is again a `BenchmarkImages`.
@@ -294,6 +307,8 @@ class BenchmarkImages(Sequence[tuple[str, Tensor]]):
 
 def image_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
     """uint8 pixels ``(H, W)`` or ``(H, W, 3)`` as a float32 tensor ``(C, H, W)`` in [0, 1]."""
+    import torch
+
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32)) / 255
 

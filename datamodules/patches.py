@@ -1,12 +1,15 @@
-"""Training patches: random crops of image sets, cut by one gather a batch, the same on any number of processes."""
+"""Training patches: random crops of image sets, cut by one gather per batch, the same on any number of processes."""
 
 from __future__ import annotations
 
 import logging
+import math
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import compress
 from typing import Any, Literal, get_args
 
@@ -20,12 +23,16 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from cs_models.errors import UserError, nearest
+from cs_models.host_memory import check_memory
 from datamodules.catalog import BenchmarkImages, ImageFile, find_images, load_set
+from datamodules.checks import check_range, check_scorable, most_workers
 from datamodules.images import Channels
 
 logger = logging.getLogger(__name__)
 
 Augment = Literal["none", "flip_transpose", "dihedral"]
+
+SMALLEST_VALIDATION = 64  # pixels
 
 # Names of the independent random streams that one seed gives.
 _BATCH, _POOL, _STATISTICS = range(3)
@@ -50,20 +57,26 @@ class Crops:
             channels: ``"luminance"`` or ``"rgb"``.
 
         Raises:
-            UserError: where no image is large enough.
+            UserError: where no image is large enough, or all of them do not fit into memory.
         """
-        with ThreadPoolExecutor() as threads:  # Pillow decodes outside Python's lock
-            images = list(threads.map(lambda file: file.read(channels), files))
-        fits = [min(image.shape[:2]) >= size for image in images]
-        large = list(compress(images, fits))
-        if not large:
-            height, width = images[0].shape[:2]
-            raise UserError(f"no training image holds a {size}x{size} crop; '{files[0].path}' is {height}x{width}")
-        if len(large) < len(images):
-            logger.warning("%d of %d training images are smaller than %d", len(images) - len(large), len(images), size)
-        self.size = size
-        self.paths = [str(file.path) for file in compress(files, fits)]
         planes = 3 if channels == "rgb" else 1
+        with ThreadPoolExecutor() as threads:  # Pillow decodes outside Python's lock
+            sizes = list(threads.map(ImageFile.size, files))
+            fits = [min(height_width) >= size for height_width in sizes]
+            chosen = list(compress(files, fits))
+            if not chosen:
+                height, width = sizes[0]
+                raise UserError(f"no training image holds a {size}x{size} crop; '{files[0].path}' is {height}x{width}")
+            if len(chosen) < len(files):
+                logger.warning(
+                    "%d of %d training images are smaller than %d", len(files) - len(chosen), len(files), size
+                )
+            # The images one by one, and all of them in one buffer.
+            pixels = sum(math.prod(height_width) for height_width in compress(sizes, fits))
+            check_memory(2 * planes * pixels, f"the training set of {len(chosen)} images")
+            large = list(threads.map(lambda file: file.read(channels), chosen))
+        self.size = size
+        self.paths = [str(file.path) for file in chosen]
         self._pixels = np.concatenate([image.reshape(-1, planes) for image in large])
         heights, widths = np.array([image.shape[:2] for image in large]).T
         self._widths = widths
@@ -203,12 +216,8 @@ class ResumableLoader(DataLoader[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         # A generator: workers start at the first `next`, after Lightning has restored the number.
         sampler = self.sampler
-        on_child_end = signal.getsignal(signal.SIGCHLD)
-        batches = super().__iter__()
-        # torch would have the death of a worker raised by a signal handler: at any point, even while its other sign, a
-        # broken connection, is being reported. Without the handler `next` alone raises it.
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) != on_child_end:
-            signal.signal(signal.SIGCHLD, on_child_end or signal.SIG_DFL)
+        with _same_handler(getattr(signal, "SIGCHLD", None)):
+            batches = super().__iter__()
         for batch in batches:
             if isinstance(sampler, EpochSampler):  # Lightning's overfit_batches puts another in its place
                 sampler.delivered += 1
@@ -220,6 +229,30 @@ class ResumableLoader(DataLoader[Tensor]):
         return self.sampler.delivered if isinstance(self.sampler, EpochSampler) else 0
 
 
+@contextmanager
+def _same_handler(number: signal.Signals | None) -> Iterator[None]:
+    """Keep the handler of SIGCHLD, a signal that Windows does not have, while a loader starts its workers.
+
+    torch would have the death of a worker raised by a signal handler: at any point, even while its other sign, a
+    broken connection, is being reported. Without the handler `next` alone raises it.
+    """
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(number)
+    yield
+    if signal.getsignal(number) != handler:
+        signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _start_method(num_workers: int) -> str | None:
+    """How workers start: by fork where that is safe, since they then share the images; None: as Python does.
+
+    From 3.14 on, Python on Linux would start them by other means and copy the images into each.
+    """
+    return "fork" if num_workers and sys.platform == "linux" else None
+
+
 def _ignore_stop_signals(worker: int) -> None:
     """A preempted job's signals go to all its processes; workers must live until their parent has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -228,14 +261,23 @@ def _ignore_stop_signals(worker: int) -> None:
 class ValidationImages(Dataset[tuple[Tensor, list[str]]]):
     """A benchmark set as batches of one image: float32 ``(1, C, H, W)`` in [0, 1], and its name ``["set/image"]``."""
 
-    def __init__(self, images: BenchmarkImages) -> None:
+    def __init__(self, images: BenchmarkImages, side: int | None = None) -> None:
+        """
+        Args:
+            images: the set.
+            side: the middle of larger images is taken, at most so many pixels high and wide; None for whole images.
+        """
         self.images = images
+        self.side = side
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
         name, image = self.images[index]
+        if self.side is not None:
+            top, left = (max(0, (length - self.side) // 2) for length in image.shape[-2:])
+            image = image[:, top : top + self.side, left : left + self.side]
         return image[None], [f"{self.images.set_name}/{name}"]
 
 
@@ -266,6 +308,8 @@ class PatchDataModule(pl.LightningDataModule):
         seed: of everything that is random here.
         validation_sets: names or folders of the images to validate on; may be empty.
         validation_limit: take the first images of each validation set, this many.
+        validation_share: the largest share of a training's work that its validation may take; where whole images
+            would take more, their middle is validated on, at least 64x64. `validate` takes whole images.
     """
 
     def __init__(
@@ -282,17 +326,23 @@ class PatchDataModule(pl.LightningDataModule):
         seed: int = 0,
         validation_sets: Sequence[str] = ("bundled",),
         validation_limit: int | None = None,
+        validation_share: float = 0.1,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("crop_size", crop_size, 1),
-            ("batch_size", batch_size, 1),
-            ("batches_per_epoch", batches_per_epoch, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise UserError(f"{name} must be at least {least}, got {value}")
+        check_range("crop_size", crop_size, 1)
+        check_range("batch_size", batch_size, 1)
+        check_range("batches_per_epoch", batches_per_epoch, 1, 2**31 - 1)
+        check_range("num_workers", num_workers, 0, most_workers())
+        check_range("seed", seed, 0, 2**32 - 1)
+        check_range("distinct_patches", distinct_patches, 1)
+        check_range("validation_limit", validation_limit, 1)
+        if not 0 < validation_share <= 1:
+            raise UserError(f"validation_share must lie in (0, 1], got {validation_share}")
+        if channels not in get_args(Channels):
+            raise UserError(f"unknown channels '{channels}'{nearest(str(channels), get_args(Channels))}")
+        # The places of the pixels, and the pixels twice.
+        need = batch_size * crop_size**2 * (16 + 2 * (3 if channels == "rgb" else 1))
+        check_memory(need, f"a batch of batch_size {batch_size} with crop_size {crop_size}")
         if augment not in get_args(Augment):
             raise UserError(f"unknown augment '{augment}'{nearest(augment, get_args(Augment))}")
         if not train_sets:
@@ -309,6 +359,7 @@ class PatchDataModule(pl.LightningDataModule):
         self.seed = seed
         self.validation_sets = list(validation_sets)
         self.validation_limit = validation_limit
+        self.validation_share = validation_share
         self._crop_sampler: CropSampler | None = None
         self._validation: list[BenchmarkImages] = []
         self._numbers = EpochSampler(batches_per_epoch)
@@ -318,14 +369,21 @@ class PatchDataModule(pl.LightningDataModule):
         return {"delivered": self._numbers.delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with the next batch; of a loader's own state Lightning makes nothing at the end of an epoch."""
+        """Go on with the next batch; Lightning ignores a loader's own state at the end of an epoch."""
         self._numbers.delivered = state["delivered"]
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the training images into memory, once, and find the validation images."""
+        """Read the training images into memory, once, and find the validation images.
+
+        Raises:
+            UserError: for an unknown set or an unreadable training image, images too small for a crop or for a score,
+                and more than fits into memory.
+        """
         self._validation = [
             load_set(name, self.data_dir, self.channels, self.validation_limit) for name in self.validation_sets
         ]
+        for images in self._validation:
+            check_scorable(images.files)
         if stage in ("fit", None):
             self._sampler()
             self._numbers = EpochSampler(self.batches_per_epoch)
@@ -355,6 +413,7 @@ class PatchDataModule(pl.LightningDataModule):
             sampler=self._numbers,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            multiprocessing_context=_start_method(self.num_workers),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_ignore_stop_signals,
             generator=torch.Generator(),  # so that starting an epoch takes nothing from the global random state
@@ -364,7 +423,7 @@ class PatchDataModule(pl.LightningDataModule):
         if not self._validation:
             return []
         images: ConcatDataset[tuple[Tensor, list[str]]] = ConcatDataset(
-            [ValidationImages(images) for images in self._validation]
+            [ValidationImages(images, self._validation_side()) for images in self._validation]
         )
         rank, world_size = self._place()
         indices = range(len(images))
@@ -374,6 +433,20 @@ class PatchDataModule(pl.LightningDataModule):
         # The sampler goes through the whole share; its class keeps Lightning from sharing once more.
         sampler: DistributedSampler[int] = DistributedSampler(share, num_replicas=1, rank=0, shuffle=False)
         return DataLoader(share, batch_size=None, sampler=sampler)
+
+    def _validation_side(self) -> int | None:
+        """The side of square validation images whose work is `validation_share` of that of training between them."""
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return None
+        options = getattr(self.trainer.lightning_module, "options", None)
+        ratios = 1 if options is None else len(options.validation_ratios or options.sampling.ratios)
+        batches = self.batches_per_epoch * (self.trainer.check_val_every_n_epoch or 1)
+        if self.trainer.max_steps > 0:
+            batches = min(batches, self.trainer.max_steps)
+        # Forward and backward, a pixel of training takes three times the work of one of validation.
+        trained = 3 * batches * self.batch_size * self.crop_size**2 * self.trainer.world_size
+        images = sum(map(len, self._validation))
+        return max(SMALLEST_VALIDATION, math.isqrt(int(self.validation_share * trained / (images * ratios))))
 
     def _place(self) -> tuple[int, int]:
         """Rank of this process and number of processes."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy import fft
-from torch import Tensor
 
+from cs_models.arrays import read_npy
 from cs_models.errors import UserError, nearest
 from datamodules.catalog import resolve_data_dir
+from datamodules.tables import TableOptions, numbered, parse_options, read_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +30,12 @@ class Signals(NamedTuple):
 
     Attributes:
         names: one for each signal.
-        samples: ``(N, n)`` float32, in the units of the file; finite.
+        samples: ``(N, n)`` float64, in the units of the file; finite.
         filled: how many missing samples of each signal were filled in ``(N,)``.
     """
 
     names: list[str]
-    samples: npt.NDArray[np.float32]
+    samples: npt.NDArray[np.float64]
     filled: npt.NDArray[np.int64]
 
 
@@ -79,6 +82,8 @@ SIGNALS: dict[str, SignalSet] = {
     )
 }
 SUFFIXES = (".npy", ".csv")
+# A file, and how it is to be read.
+_SOURCE = re.compile(r"(?P<file>.+?\.(?:npy|csv))(?::(?P<options>.*))?", re.IGNORECASE)
 # The window of the SSIM of signals.
 SHORTEST = 11
 
@@ -104,13 +109,22 @@ class BenchmarkSignals:
         return len(self.signals.names)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor]:
-        scaled = unit_range(self.signals.samples[index])
+        import torch
+
+        # An offset of 1e9 leaves nothing of a volt in float32, so the scaling comes first.
+        scaled = unit_range(self.signals.samples[index]).astype(np.float32)
         return self.signals.names[index], torch.from_numpy(scaled)[None, :, None]
 
 
 def names_signals(name: str) -> bool:
-    """Whether a dataset's name stands for signals: it is in `SIGNALS`, or a ``.npy`` or ``.csv`` file."""
-    return name in SIGNALS or Path(name).suffix.lower() in SUFFIXES
+    """Whether a dataset's name stands for signals: in `SIGNALS`, or a ``.npy`` or ``.csv`` file, see `split_source`."""
+    return name in SIGNALS or _SOURCE.fullmatch(name) is not None
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """The file and the options in ``FILE:key=value:key=value``, such as ``log.csv:columns=a+b:decimal=comma``."""
+    match = None if Path(source).is_file() else _SOURCE.fullmatch(source)
+    return (match["file"], match["options"] or "") if match else (source, "")
 
 
 def load_signal_set(
@@ -130,113 +144,88 @@ def load_signal_set(
     names, samples, filled = load_signals(name, data_dir, seed=seed)
     if samples.shape[1] < SHORTEST:
         raise UserError(f"signals of '{name}' have {samples.shape[1]} samples; SSIM needs at least {SHORTEST}")
-    twice = [one for one in names if names.count(one) > 1]
-    if twice:
-        raise UserError(f"'{name}' has {names.count(twice[0])} signals of the name '{twice[0]}'; rename them")
-    return BenchmarkSignals(Path(name).name, Signals(names[:limit], samples[:limit], filled[:limit]))
+    (most, count), *_ = Counter(names).most_common(1)
+    if count > 1:
+        raise UserError(f"'{name}' has {count} signals of the name '{most}'; rename them")
+    signals = Signals(names[:limit], samples[:limit], filled[:limit])
+    flat = [one for one, signal in zip(signals.names, signals.samples, strict=True) if signal.min() == signal.max()]
+    if flat:
+        logger.warning("%s: constant signals, whose PSNR says nothing: %s", name, ", ".join(flat[:5]))
+    file, options = split_source(name)
+    return BenchmarkSignals(f"{Path(file).name}:{options}" if options else Path(file).name, signals)
 
 
 def unit_range(samples: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
     """Signals ``(..., n)`` scaled to [0, 1], each by its own smallest and largest value; constant ones are 0."""
     low, high = samples.min(axis=-1, keepdims=True), samples.max(axis=-1, keepdims=True)
+    if (high / 2 - low / 2 > np.finfo(samples.dtype).max / 2).any():
+        samples, low, high = (np.divide(part, 4, dtype=samples.dtype) for part in (samples, low, high))
     return (samples - low) / np.where(high > low, high - low, 1)
 
 
 def load_signals(
-    source: str | Path, data_dir: str | Path | None = None, missing: float | None = None, seed: int = 0
+    source: str | Path,
+    data_dir: str | Path | None = None,
+    missing: float | None = None,
+    seed: int = 0,
+    options: TableOptions | None = None,
 ) -> Signals:
     """Signals by name or from a file; gaps are filled linearly along time, and the log says how many.
 
-    A ``.npy`` file holds one signal ``(n,)`` or ``(N, n)``, a signal a row. A ``.csv`` file holds a signal a
-    column and a sample a line, as loggers write them; its first line may name the columns, and the separator
-    may be a comma, a semicolon or a tab. NaN and, in ``.csv``, an empty cell stand for a missing sample.
+    A ``.npy`` file holds one signal ``(n,)`` or ``(N, n)``, one signal per row. A ``.csv`` file holds one signal per
+    column and one sample per line, as loggers write them, see `datamodules.tables.read_table`. NaN and, in ``.csv``,
+    an empty cell, "NA" and the like stand for a missing sample.
 
     Args:
-        source: a name in `SIGNALS` or the path of a file.
+        source: a name in `SIGNALS`, or the path of a file, with options as in ``log.csv:columns=a+b``.
         data_dir: see `datamodules.catalog.resolve_data_dir`.
         missing: another value that marks a missing sample in a user's file; the known sets bring their own.
         seed: of the synthetic signals.
+        options: how to read the file, in place of options behind its name; of ``.npy`` there is `missing` alone.
 
     Raises:
-        UserError: for an unknown name, an unreadable file, a sample that is infinite or no number, and a signal of
-            which every sample is missing.
+        UserError: for an unknown name or option, an unreadable file, a sample that is infinite or no number, and a
+            signal of which every sample is missing.
     """
     known = SIGNALS.get(str(source))
     if known is not None and known.file is None:
-        samples = synthetic_signals(seed=seed)
-        return Signals(_numbered(len(samples)), samples, np.zeros(len(samples), dtype=np.int64))
+        made = synthetic_signals(seed=seed)
+        return Signals(numbered(len(made)), made.astype(np.float64), np.zeros(len(made), dtype=np.int64))
     if known is not None and known.file is not None:
         path, missing = resolve_data_dir(data_dir) / known.file, known.missing
     else:
-        path = Path(source)
+        file, words = split_source(str(source))
+        path, options = Path(file), options or parse_options(words)
+        missing = missing if options.missing is None else options.missing
     if not path.is_file():
         where = "; name the data directory with --data_dir, or put the file there"
         hint = f"{where} ({known.citation})" if known else nearest(str(source), SIGNALS)
         raise UserError(f"no signal file '{path}'{hint}")
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"signal file '{path}' must end in .npy or .csv")
-    names, samples64 = _read_npy(path) if path.suffix.lower() == ".npy" else _read_csv(path)
-    filled = _fill_gaps(samples64, names, missing)
+    names, samples = _read(path, options or TableOptions())
+    filled = _fill_gaps(samples, names, missing)
     if filled.any():
         logger.warning(
-            "%s: filled %d missing samples of %d by linear interpolation", path.name, filled.sum(), samples64.size
+            "%s: filled %d missing samples of %d by linear interpolation", path.name, filled.sum(), samples.size
         )
-    finite = np.isfinite(samples64)
+    finite = np.isfinite(samples)
     if not finite.all():
         signal, sample = np.argwhere(~finite)[0]
-        raise UserError(f"'{path}': signal '{names[signal]}' has {samples64[signal, sample]} at sample {sample}")
-    return Signals(names, samples64.astype(np.float32), filled)
+        raise UserError(f"'{path}': signal '{names[signal]}' has {samples[signal, sample]} at sample {sample}")
+    return Signals(names, samples, filled)
 
 
-def _numbered(count: int) -> list[str]:
-    width = len(str(count - 1))
-    return [f"{index:0{width}d}" for index in range(count)]
-
-
-def _read_npy(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read '{path}' as an array of numbers in .npy format") from error
-    if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not array.size:
-        raise UserError(f"'{path}' must hold real signals of shape (n,) or (N, n)")
+def _read(path: Path, options: TableOptions) -> tuple[list[str], npt.NDArray[np.float64]]:
+    if path.suffix.lower() == ".csv":
+        return read_table(path, options)
+    if path.suffix.lower() != ".npy":
+        raise UserError(f"signal file '{path}' must end in .npy or .csv")
+    if replace(options, missing=None) != TableOptions():
+        raise UserError(f"'{path}': of the options only missing is for .npy files; the others are for .csv")
+    array = read_npy(path)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or not array.size:
+        raise UserError(f"'{path}' must hold real signals of shape (n,) or (N, n), not {array.dtype} {array.shape}")
     samples = np.atleast_2d(array).astype(np.float64)
-    return _numbered(len(samples)), samples
-
-
-def _read_csv(path: Path) -> tuple[list[str], npt.NDArray[np.float64]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read '{path}': {error}") from error
-    first_line = text.partition("\n")[0]
-    separator = max(",;\t", key=first_line.count)
-    if not text.strip():
-        raise UserError(f"'{path}' is empty")
-    lines = list(csv.reader(text.rstrip("\r\n").splitlines(), delimiter=separator))
-    # Between the samples of a single signal an empty line is an empty cell.
-    lines = [line or [""] for line in lines] if len(lines[0]) == 1 else [line for line in lines if line]
-    has_names = not any(_is_number(cell) for cell in lines[0])
-    names = lines.pop(0) if has_names else _numbered(len(lines[0]))
-    if not lines:
-        raise UserError(f"'{path}' has names but no samples")
-    samples = np.empty((len(lines), len(names)))
-    for row, cells in enumerate(lines):
-        if len(cells) != len(names):
-            raise UserError(f"'{path}': sample {row} has {len(cells)} values, expected {len(names)}")
-        for column, cell in enumerate(cells):
-            if cell.strip() and not _is_number(cell):
-                raise UserError(f"'{path}': '{cell}' in column '{names[column]}', sample {row}, is not a number")
-            samples[row, column] = float(cell) if cell.strip() else np.nan
-    return names, np.ascontiguousarray(samples.T)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    return numbered(len(samples)), samples
 
 
 def _fill_gaps(samples: npt.NDArray[np.float64], names: list[str], missing: float | None) -> npt.NDArray[np.int64]:
@@ -246,7 +235,9 @@ def _fill_gaps(samples: npt.NDArray[np.float64], names: list[str], missing: floa
     for index, signal in enumerate(samples):
         gaps = np.isnan(signal) if missing is None else np.isnan(signal) | (signal == missing)
         if gaps.all():
-            raise UserError(f"every sample of signal '{names[index]}' is missing")
+            raise UserError(
+                f"every sample of signal '{names[index]}' is missing; choose others, as in FILE.csv:columns=a+b"
+            )
         signal[gaps] = np.interp(time[gaps], time[~gaps], signal[~gaps])
         filled[index] = gaps.sum()
     return filled
@@ -277,6 +268,8 @@ def synthetic_signals(
         raise UserError(
             f"synthetic signals need count >= 1, n >= 50 and 0 < sparse rate <= 0.9; got {count}, {n}, {sparse_rate}"
         )
+    from scipy import fft
+
     random = np.random.RandomState(seed)
     band = int(0.9 * n)
     nonzeros = min(max(1, round(sparse_rate * n)), band)

@@ -7,10 +7,13 @@ time.
 from __future__ import annotations
 
 import ctypes
+import platform
 import subprocess
 import sys
 
 import pytest
+
+from cs_models.cli.allocator import keep_freed_memory
 
 PROGRAM = """
 import ctypes
@@ -40,7 +43,18 @@ def given_back(kept: bool) -> int:
     return int(run.stdout)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc 2.33 or newer")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc 2.33 or newer"
+)
 def test_freed_tensors_stay_with_the_process() -> None:
     assert given_back(kept=False) > 24 * 2**20
     assert given_back(kept=True) == 0
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str | None) -> None:
+        pytest.fail("there is no glibc to ask")
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))  # Windows, macOS, musl
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    keep_freed_memory()

@@ -5,6 +5,7 @@ import multiprocessing
 import multiprocessing.connection
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from cs_models import host_memory
 from cs_models.errors import UserError
 from cs_models.training.callbacks import is_worker_death
 from datamodules.catalog import find_images
@@ -27,8 +29,8 @@ from datamodules.patches import Crops, PatchDataModule
 def images(tmp_path: Path) -> list[npt.NDArray[np.uint8]]:
     """Two colour images of different sizes, in the set "mine" under tmp_path, with a value for every pixel."""
     (tmp_path / "mine").mkdir()
-    pixels = np.random.RandomState(0).permutation(256)[: 8 * 6 + 12 * 10].astype(np.uint8)
-    greys = [pixels[:48].reshape(8, 6), pixels[48:].reshape(10, 12)]
+    pixels = np.random.RandomState(0).permutation(256)[: 8 * 7 + 12 * 10].astype(np.uint8)
+    greys = [pixels[:56].reshape(8, 7), pixels[56:].reshape(10, 12)]
     colours = [np.stack([grey, 255 - grey, grey // 2], axis=2) for grey in greys]
     for name, colour in zip("ab", colours, strict=True):
         Image.fromarray(colour).save(tmp_path / "mine" / f"{name}.png")
@@ -67,7 +69,7 @@ def test_every_crop_equals_its_slice(tmp_path: Path, images: list[npt.NDArray[np
         for row in range(image.shape[0] - 4)
         for column in range(image.shape[1] - 4)
     ]
-    assert crops.count == len(expected) == 4 * 2 + 6 * 8
+    assert crops.count == len(expected) == 4 * 3 + 6 * 8
     assert np.array_equal(crops.cut(np.arange(crops.count)).transpose(0, 2, 3, 1), expected)
 
 
@@ -94,10 +96,10 @@ def test_batch_is_uint8_in_channels_first(tmp_path: Path, images: list[npt.NDArr
 def test_positions_are_uniform_over_all_images(tmp_path: Path, images: list[npt.NDArray[np.uint8]]) -> None:
     module = make(tmp_path, augment="none", batch_size=1000, batches_per_epoch=10)
     corners = epoch(module)[:, :, 0, 0, 0].flatten().bincount(minlength=256)
-    expected = 10_000 / 56  # every first pixel is another
-    assert (corners > 0).sum() == 56
+    expected = 10_000 / 60  # every first pixel is another
+    assert (corners > 0).sum() == 60
     chi_squared = ((corners[corners > 0] - expected) ** 2 / expected).sum()
-    assert chi_squared < 100  # 55 degrees of freedom: 99.98 % of the draws
+    assert chi_squared < 100  # 59 degrees of freedom: 99.93 % of the draws
 
 
 @pytest.mark.parametrize(("augment", "kinds"), [("none", 1), ("flip_transpose", 4), ("dihedral", 8)])
@@ -122,8 +124,8 @@ def test_distinct_patches_is_a_fixed_pool(tmp_path: Path, images: list[npt.NDArr
     first, second = (torch.unique(epoch(module, number).flatten(0, 1), dim=0) for number in (0, 1))
     assert len(first) == 7
     assert torch.equal(first, second)
-    with pytest.raises(UserError, match=r"distinct_patches must lie in 1\.\.56"):
-        make(tmp_path, distinct_patches=57)
+    with pytest.raises(UserError, match=r"distinct_patches must lie in 1\.\.60"):
+        make(tmp_path, distinct_patches=61)
 
 
 def test_batches_follow_seed_epoch_and_number(tmp_path: Path, images: list[npt.NDArray[np.uint8]]) -> None:
@@ -146,6 +148,7 @@ class Place:
 
     def __init__(self, global_rank: int, world_size: int) -> None:
         self.global_rank, self.world_size = global_rank, world_size
+        self.state = SimpleNamespace(fn="validate")
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -179,10 +182,10 @@ def test_small_images_are_passed_over_and_counted(
     tmp_path: Path, images: list[npt.NDArray[np.uint8]], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        module = make(tmp_path, crop_size=7)
+        module = make(tmp_path, crop_size=8)
     assert "1 of 2 training images" in caplog.text
-    assert epoch(module).shape == (6, 4, 3, 7, 7)
-    with pytest.raises(UserError, match=r"no training image holds a 11x11 crop; '.*a\.png' is 8x6"):
+    assert epoch(module).shape == (6, 4, 3, 8, 8)
+    with pytest.raises(UserError, match=r"no training image holds a 11x11 crop; '.*a\.png' is 8x7"):
         make(tmp_path, crop_size=11)
 
 
@@ -197,13 +200,72 @@ def test_small_images_are_passed_over_and_counted(
         ({"train_sets": []}, "train_sets is empty"),
         ({"train_sets": ["Min"]}, "did you mean 'mine'"),
         ({"validation_limit": 0}, "limit must be"),
+        ({"validation_share": 0.0}, "validation_share must lie in"),
+        ({"validation_share": 1.5}, "validation_share must lie in"),
+        ({"validation_limit": -3}, "validation_limit must be at least 1"),
+        ({"distinct_patches": 0}, "distinct_patches must be at least 1"),
+        ({"seed": 2**32}, "seed must be at most 4294967295"),
+        ({"seed": 10**30}, "seed must be at most"),
+        ({"num_workers": -1}, "num_workers must be at least 0"),
+        ({"num_workers": 100_000}, "num_workers must be at most"),
+        ({"batches_per_epoch": 10**20}, "batches_per_epoch must be at most"),
+        ({"crop_size": 10**9}, "batch_size 4 with crop_size 1000000000 needs over a million GB of memory"),
+        ({"batch_size": 10**12}, "batch_size 1000000000000 with crop_size 5 needs"),
+        ({"crop_size": 10**200}, "needs over a million GB of memory"),
+        ({"crop_size": 40_000}, r"crop_size 40000 needs about 131\.1 GB of memory; there is about 50\.0 GB"),
     ],
 )
 def test_wrong_settings_are_one_line(
-    tmp_path: Path, images: list[npt.NDArray[np.uint8]], options: dict[str, Any], message: str
+    tmp_path: Path,
+    images: list[npt.NDArray[np.uint8]],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    message: str,
 ) -> None:
+    monkeypatch.setattr(host_memory, "memory_available", lambda: 50 * 2**30)
     with pytest.raises(UserError, match=message):
         make(tmp_path, **options)
+
+
+def test_settings_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {"seed": 2**32},
+        {"crop_size": 10**7},
+        {"validation_limit": 0},
+        {"distinct_patches": -1},
+    ]
+    settings.append({"channels": "rbg"})
+    for options in settings:
+        with pytest.raises(UserError):
+            PatchDataModule(str(tmp_path / "nowhere"), ["mine"], **options)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", None])
+@pytest.mark.parametrize(("height", "width"), [(6, 50), (50, 6), (1, 1)])
+def test_a_validation_image_too_small_for_a_score_is_refused_at_setup(
+    tmp_path: Path, images: list[npt.NDArray[np.uint8]], stage: str | None, height: int, width: int
+) -> None:
+    (tmp_path / "small").mkdir()
+    Image.fromarray(np.zeros((height, width), np.uint8)).save(tmp_path / "small/x.png")
+    module = PatchDataModule(str(tmp_path), ["mine"], crop_size=5, validation_sets=["mine", "small"])
+    with pytest.raises(UserError, match=rf"x\.png' is {height}x{width}; SSIM needs at least 7x7"):
+        module.setup(stage)
+    PatchDataModule(str(tmp_path), ["small"], crop_size=1, validation_sets=["mine"]).setup(stage)  # good for training
+
+
+def test_a_damaged_validation_image_is_refused_at_setup(tmp_path: Path, images: list[npt.NDArray[np.uint8]]) -> None:
+    (tmp_path / "mine/c.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    with pytest.raises(UserError, match=r"c\.png.*PNG, JPEG"):
+        PatchDataModule(str(tmp_path), ["bundled-train"], validation_sets=["mine"]).setup("validate")
+
+
+def test_a_training_set_larger_than_the_memory_is_refused(
+    tmp_path: Path, images: list[npt.NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, str]] = []
+    monkeypatch.setattr("datamodules.patches.check_memory", lambda need, what: asked.append((need, what)))
+    make(tmp_path)
+    assert asked[-1] == (2 * 3 * (8 * 7 + 10 * 12), "the training set of 2 images")
 
 
 def test_validation_gives_each_image_with_its_name(tmp_path: Path, images: list[npt.NDArray[np.uint8]]) -> None:
@@ -225,6 +287,35 @@ def test_validation_images_are_shared_evenly(
         module.trainer = Place(rank, processes)  # type: ignore[assignment]
         names += [name for _, [name] in module.val_dataloader()]
     assert sorted(names) == sorted(["mine/a", "mine/b"] * repeats)
+
+
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [
+        ({}, 64),  # never less
+        ({"batches_per_epoch": 1000}, 132),  # sqrt(0.1 * 3 * 1000 * 4 * 22^2 / (11 images * 3 ratios))
+        ({"batches_per_epoch": 1000, "validation_share": 0.4}, 265),
+        ({"batches_per_epoch": 10**6}, 300),  # the whole image
+    ],
+)
+def test_validation_takes_a_share_of_the_work_at_most(tmp_path: Path, options: dict[str, Any], side: int) -> None:
+    (tmp_path / "large").mkdir()
+    for number in range(11):
+        Image.new("L", (300, 300)).save(tmp_path / f"large/{number}.png")
+    sampling = SimpleNamespace(validation_ratios=None, sampling=SimpleNamespace(ratios=(0.1, 0.2, 0.3)))
+    settings = {"batch_size": 4, "batches_per_epoch": 1} | options
+    module = PatchDataModule(str(tmp_path), ["large"], crop_size=22, validation_sets=["large"], **settings)
+    module.setup("fit")
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), lightning_module=SimpleNamespace(options=sampling), max_steps=-1,
+        check_val_every_n_epoch=1, world_size=1, global_rank=0,
+    )  # fmt: skip
+    module.trainer = trainer  # type: ignore[assignment]
+    image, _ = next(iter(module.val_dataloader()))
+    assert image.shape == (1, 1, side, side)
+    trainer.state.fn = "validate"
+    image, _ = next(iter(module.val_dataloader()))
+    assert image.shape == (1, 1, 300, 300)
 
 
 def test_no_validation_sets_means_no_validation(tmp_path: Path, images: list[npt.NDArray[np.uint8]]) -> None:

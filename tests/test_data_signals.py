@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import fft
 
 from cs_models.errors import UserError
-from datamodules.signals import load_signal_set, load_signals, synthetic_signals
+from datamodules.signals import load_signal_set, load_signals, names_signals, synthetic_signals
+from datamodules.tables import TableOptions
 
 
 def write(path: Path, text: str) -> Path:
@@ -21,7 +24,7 @@ def test_npy_rows_are_signals(tmp_path: Path) -> None:
     np.save(tmp_path / "s.npy", array)
     signals = load_signals(tmp_path / "s.npy")
     assert signals.names == ["0", "1", "2"]
-    assert signals.samples.dtype == np.float32
+    assert signals.samples.dtype == np.float64
     assert np.array_equal(signals.samples, array)
     np.save(tmp_path / "one.npy", array[0])
     assert load_signals(tmp_path / "one.npy").samples.shape == (1, 4)
@@ -87,6 +90,88 @@ def test_benchmark_signals_are_columns_in_the_unit_range(tmp_path: Path) -> None
     assert ramp.shape == (1, 20, 1)
     assert np.allclose(ramp.flatten(), np.linspace(0, 1, 20), atol=1e-6)
     assert not flat.any()
+
+
+@pytest.mark.parametrize("offset", [0, 1e7, -1e9, 1e13])
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_an_offset_loses_nothing(tmp_path: Path, offset: float, suffix: str) -> None:
+    volts = np.random.default_rng(0).standard_normal(50).round(2) * 8  # exact beside every offset but the last
+    if suffix == "npy":
+        np.save(tmp_path / "s.npy", volts + offset)
+    else:
+        (tmp_path / "s.csv").write_text("\n".join(repr(float(value)) for value in volts + offset))
+    scaled = load_signal_set(str(tmp_path / f"s.{suffix}"))[0][1]
+    expected = (volts - volts.min()) / np.ptp(volts)
+    assert scaled.dtype == torch.float32
+    assert np.abs(scaled.flatten().numpy() - expected).max() < (1e-3 if offset == 1e13 else 1e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.7e308, 1.7e308), (-1e308, 1.5e308), (1e-310, 3e-310), (0, 5e-324)])
+def test_the_ends_of_the_numbers_are_scaled_too(tmp_path: Path, low: float, high: float) -> None:
+    np.save(tmp_path / "s.npy", np.array([low, high] * 6))
+    scaled = load_signal_set(str(tmp_path / "s.npy"))[0][1]
+    assert scaled.flatten().tolist() == [0, 1] * 6
+
+
+def test_a_constant_signal_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "s.csv").write_text("a,b,c\n" + "1,7,1\n2,7,3\n" * 10)
+    with caplog.at_level(logging.WARNING):
+        load_signal_set(str(tmp_path / "s.csv"))
+    assert "constant signals, whose PSNR says nothing: b" in caplog.text
+
+
+def test_very_many_signals_are_told_apart_in_time(tmp_path: Path) -> None:
+    np.save(tmp_path / "s.npy", np.random.default_rng(0).random((100_000, 11)))
+    start = time.perf_counter()
+    assert len(load_signal_set(str(tmp_path / "s.npy"))) == 100_000
+    assert time.perf_counter() - start < 30  # comparing all names with all took minutes
+
+
+def test_options_stand_behind_the_file_and_tell_sets_apart(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("a,b,c\n" + "1,7,1\n2,9,3\n" * 10)
+    source = f"{tmp_path}/s.csv:columns=a+c:missing=3"
+    assert names_signals(source)
+    signals = load_signal_set(source)
+    assert (signals.set_name, signals.signals.names) == ("s.csv:columns=a+c:missing=3", ["a", "c"])
+    assert signals.signals.filled.tolist() == [0, 10]
+    assert load_signals(f"{tmp_path}/s.csv", options=TableOptions(columns="b")).names == ["b"]
+
+
+def test_a_file_that_exists_is_taken_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv:b.csv"
+    try:
+        path.write_text("1\n2\n")
+    except OSError:
+        pytest.skip("no such names here")
+    assert load_signals(path).samples.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("s.csv:colums=a", "did you mean 'columns'"),
+        ("s.csv:columns", "FILE:key=value"),
+        ("s.csv:skip=x", "expected a number"),
+        ("s.csv:skip=-1", "number of lines"),
+        ("s.csv:missing=x", "expected a number"),
+        ("s.csv:decimal=,", "point or comma"),
+        ("s.csv:separator=:", "comma or semicolon"),
+        ("s.csv:header=2", "yes or no"),
+        ("s.csv:encoding=klingon", "unknown; utf-8"),
+        ("s.csv:encoding=rot13", "unknown; utf-8"),
+        ("s.csv:columns=d", "no column 'd'"),
+        ("s.csv:columns=9", "no column '9'"),
+        ("s.csv:columns=", "no column ''"),
+        ("s.npy:columns=0", "only missing is for .npy"),
+        ("t.csv:columns=a", "no signal file"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path: Path, words: str, message: str) -> None:
+    (tmp_path / "s.csv").write_text("a,b\n1,2\n")
+    np.save(tmp_path / "s.npy", np.ones(3))
+    with pytest.raises(UserError, match=message) as raised:
+        load_signals(f"{tmp_path}/{words}")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

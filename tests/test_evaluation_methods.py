@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cs_models.errors import UserError
+from cs_models.moments import second_moment
 from cs_models.operators import make_operator
-from cs_models.solvers.linear import LinearEstimate, linear_estimator, markov_field, second_moment
+from cs_models.solvers.linear import LinearEstimate, linear_estimator, markov_field
 from cs_models.zoo.methods import (
     METHODS,
     MethodSpec,
@@ -115,7 +116,7 @@ def test_the_linear_estimate_of_whole_images_is_that_of_a_markov_field(spec: str
 
 
 def test_the_second_moment_is_that_of_pictures() -> None:
-    moment = second_moment("bundled-train", 8)
+    moment = second_moment(("bundled-train",), 8)
     assert moment.shape == (64, 64)
     torch.testing.assert_close(moment, moment.T)
     assert torch.linalg.eigvalsh(moment).min() > 0

@@ -16,7 +16,7 @@ from cs_models.cli.evaluate import main
 from cs_models.evaluation.report.merge import main as merge_main
 from cs_models.evaluation.report.statistics import confidence_interval, paired_differences
 from cs_models.evaluation.report.summary import published_method, summarise
-from cs_models.evaluation.report.tables import write_report
+from cs_models.evaluation.report.tables import quality_tables, write_report
 from cs_models.evaluation.results import ResultsFile, Row
 from tests.wandb_files import complete_records
 
@@ -54,6 +54,19 @@ def results(tmp_path: Path) -> Path:
     arguments = ["--datasets", str(tmp_path / "tiny"), "--ratios", "0.1,0.3", "--device", "cpu"]
     assert main(["--methods", "pinv,tv:iterations=20", *arguments, "--out", str(tmp_path / "out")]) == 0
     return tmp_path / "out"
+
+
+def test_exact_reconstructions_are_counted_and_left_out_of_the_mean() -> None:
+    """A constant signal is reconstructed without error: its PSNR is infinite, and would make that of all infinite."""
+    rows = [*rows_of("omp", [20, 22, float("inf")]), *rows_of("iht", [19, 20, float("inf")])]
+    first, second = summarise(rows)
+    assert (first.images, first.exact, first.psnr_db) == (3, 1, 21)
+    assert second.psnr_std == pytest.approx(0.5**0.5)
+    (difference,) = paired_differences(rows)
+    assert (difference.images, difference.difference_db) == (2, 1.5)
+    assert "Up to 1 of them" in quality_tables([first, second])
+    (whole,) = summarise(rows_of("pinv", [float("inf")] * 2))
+    assert (whole.exact, whole.psnr_db) == (2, float("inf"))
 
 
 def test_mean_and_spread_over_images() -> None:
@@ -170,7 +183,7 @@ def test_the_report_says_how_it_was_measured_and_shows_every_number(results: Pat
     report = (results / "report.md").read_text()
     for row in csv.DictReader((results / "summary.csv").open(newline="")):
         assert f"{float(row['psnr_db']):.2f} / {float(row['ssim']):.4f}" in report
-    for words in ("block:33", "cpu", "BT.601", "95 % interval", "tv:iterations=20", "seconds an image"):
+    for words in ("block:33", "cpu", "BT.601", "95 % interval", "tv:iterations=20", "seconds per image"):
         assert words in report
     for figure in ("psnr_tiny", "images_tiny"):
         assert f"figures/{figure}.png" in report
@@ -178,13 +191,21 @@ def test_the_report_says_how_it_was_measured_and_shows_every_number(results: Pat
 
 
 def test_a_report_without_any_picture_has_no_strip(tmp_path: Path) -> None:
-    write_report(rows_of("omp", [20, 22]), tmp_path)
+    write_report(rows_of("omp", [20, 22]) + rows_of("iht", [19, 21]), tmp_path)
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["psnr_Set11.png"]
 
 
+def test_a_single_result_is_no_curve(tmp_path: Path) -> None:
+    write_report(rows_of("omp", [20, 22]), tmp_path)
+    assert not any((tmp_path / "figures").iterdir())
+
+
 def test_perfect_reconstructions_do_not_break_the_report(tmp_path: Path) -> None:
-    write_report(rows_of("a", [float("inf"), 20]) + rows_of("b", [20, 20]), tmp_path)
-    assert "inf / 0.5" in (tmp_path / "report.md").read_text()
+    infinite = float("inf")
+    write_report(rows_of("a", [infinite, 20]) + rows_of("b", [20, 20]) + rows_of("c", [infinite] * 2), tmp_path)
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "inf / 0.5" in report
+    assert "left out of the mean PSNR" in report
 
 
 def test_folders_are_joined_with_their_pictures(results: Path, tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ from tests.test_train import arguments, wandb_arguments
 from tests.wandb_files import complete_records
 from tests.wandb_server import WandbServer
 
+if sys.platform == "win32":
+    pytest.skip("these tests fork processes and send them POSIX signals", allow_module_level=True)
+
 CONFIGS = REPOSITORY / "configs/train"
 SMALL = ("--data.crop_size=33", "--model.init_args.network.features=4")
 # A process that has imported everything and forks the trainings.

@@ -25,7 +25,7 @@ BASES = {
     "three_layers": "r_coast", "three_layers_not_recursive": "r_coast", "nine_layers_not_recursive": "r_coast",
     "fmu": "r_coast", "no_modulation": "r_coast", "crops": "r_coast", "cpu": "r_coast",
     "noise": "coast", "iterations_6": "rista_net_plus", "iterations_9": "rista_net_plus",
-    "one_layer": "rista_net_plus", "quickstart_start": "quickstart", "loss_on_all": "ista_net_pp",
+    "one_layer": "rista_net_plus", "loss_on_all": "ista_net_pp",
     "log_loss": "ista_net_pp", "three_percent": "ista_net_plus", "injectors": "csnet_plus", "wired": "rk_ccsnet",
     "learned_cpu": "csnet_plus",
     **{path.stem: "idm_small" for path in OVERRIDES if path.stem.startswith("idm_")},

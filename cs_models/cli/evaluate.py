@@ -7,6 +7,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
@@ -53,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options | None:
-    """The options of a command line; None where the list of methods and datasets is wanted.
+    """The options of a command line; None where the list of methods, operators and datasets is wanted.
 
     Raises:
         UserError: for an unknown option, a value of the wrong type, or an unreadable YAML file.
     """
+    words = with_configs_found(sys.argv[1:] if arguments is None else arguments, "eval")
     try:
-        words = with_configs_found(sys.argv[1:] if arguments is None else arguments, "eval")
         values = build_parser().parse_args(words)
     except ArgumentError as error:
         raise UserError(explain(str(error))) from None
@@ -111,7 +112,7 @@ def build_parser() -> ArgumentParser:
                 group.add_argument(f"--{field.name}", type=types[field.name], metavar=metavar, **words)
     group = parser.add_argument_group("More")
     group.add_argument("--config", action="config", metavar="YAML", help="file with any of these options; later wins")
-    group.add_argument("--list", action="store_true", help="show every method and dataset")
+    group.add_argument("--list", action="store_true", help="show every method, operator and dataset")
     group.add_argument("-h", "--help", action="help", help="show this help")
     return parser
 
@@ -149,6 +150,7 @@ def evaluate(options: Options) -> None:
     Raises:
         UserError: for any mistake of the user's; what was computed before is kept.
     """
+    check_names(options.comparison)
     # Imported late, so that --help and mistakes in the command line answer at once.
     if options.measuring.measurements is not None:
         from cs_models.evaluation.measurements import reconstruct_measurements
@@ -172,14 +174,35 @@ def evaluate(options: Options) -> None:
         log_comparison(rows, options)
 
 
+def check_names(comparison: Comparison) -> None:
+    """Look up methods, their settings, and sets of images, before anything heavy is imported.
+
+    Raises:
+        UserError: for a name that does not exist, with the nearest one, or a missing file.
+    """
+    from cs_models.zoo.methods import parse_methods
+    from datamodules.catalog import find_images
+    from datamodules.images import read_image
+    from datamodules.signals import names_signals
+
+    parse_methods(comparison.methods, comparison.ratios)
+    for name in comparison.datasets:
+        if not names_signals(name):
+            find_images(name, comparison.data_dir)
+    if comparison.image is not None and not Path(comparison.image).is_file():
+        read_image(comparison.image)
+
+
 def print_list() -> None:
-    """Print every method and dataset with a line each."""
+    """Print every method, operator and dataset with a line each."""
+    from cs_models.operator_names import list_operators
     from cs_models.zoo.methods import list_methods
     from datamodules.catalog import CATALOG
     from datamodules.signals import SIGNALS
 
     tables = {
         "methods": list_methods(),
+        "operators": list_operators(),
         "datasets": [(image_set.name, image_set.summary) for image_set in CATALOG.values()],
         "datasets of 1-D signals": [(signal_set.name, signal_set.summary) for signal_set in SIGNALS.values()],
     }

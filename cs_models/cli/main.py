@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from cs_models import __version__
 from cs_models.errors import nearest
 
-# Name, what runs it, words that it puts before the user's, one line.
+# By name: what runs it, the words that go before the user's own, one line of description.
 COMMANDS = {
     "quickstart": ("cs_models.cli.quickstart:main", (), "train a small network and compare it, in minutes"),
     "train": ("cs_models.cli.train:main", (), "train a network (train.py)"),
     "eval": ("cs_models.cli.evaluate:main", (), "compare methods on images or signals (eval.py)"),
-    "list": ("cs_models.cli.evaluate:main", ("--list",), "show every method and data set"),
+    "list": ("cs_models.cli.evaluate:main", ("--list",), "show every method, operator and data set"),
     "download": ("datamodules.download:main", (), "fetch a data set and verify it"),
     "import": ("cs_models.zoo.import_official:main", (), "turn a released checkpoint into one of ours"),
     "convert": ("cs_models.zoo.checkpoints:main", (), "turn a .ckpt of a training into a .safetensors file"),

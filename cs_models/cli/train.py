@@ -31,12 +31,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cs_models.cli.configs import renamed, with_configs_found
+from cs_models.cli.spelling import SUBCOMMANDS, check_spelling
 from cs_models.errors import find_user_error, first_line, one_line
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
-
-SUBCOMMANDS = ("fit", "validate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +72,8 @@ def train(words: Sequence[str]) -> LightningCLI:
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "1800")
     if "" not in sys.path:
         sys.path.insert(0, "")  # classes of the user's own, in the folder where the command is typed
-    # Imported here so that --help and a missing configuration answer at once.
+    check_spelling(words)
+    # Imported here so that --help, a missing configuration and a misspelt option answer at once.
     from cs_models.cli.allocator import keep_freed_memory
     from cs_models.cli.training_cli import run
 
@@ -83,18 +83,22 @@ def train(words: Sequence[str]) -> LightningCLI:
 
 def explain(error: Exception) -> str | None:
     """What to tell the user of an error; None for one that is no mistake of theirs."""
-    from jsonargparse import ArgumentError
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
     user_error = find_user_error(error) or _wandb_error(error)
     notes = getattr(error, "__notes__", [])
-    of_users = isinstance(error, ArgumentError | OSError | MisconfigurationException)
-    if user_error is None and not notes and not of_users:
+    if user_error is None and not notes and not _is_of_users(error):
         return None
     message = one_line(str(user_error or error))
     if any(f"required: {subcommand}.model" in message for subcommand in SUBCOMMANDS):
         message = "no network to train; name one with --config configs/train/NAME.yaml"
     return "; ".join([message, *notes])
+
+
+def _is_of_users(error: Exception) -> bool:
+    """Whether a parser, a file or Lightning refused what the user asked for."""
+    from jsonargparse import ArgumentError
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    return isinstance(error, ArgumentError | OSError | MisconfigurationException)
 
 
 def _wandb_error(error: Exception) -> str | None:

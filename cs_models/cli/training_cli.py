@@ -47,6 +47,7 @@ def run(words: Sequence[str] | None) -> LightningCLI:
         LightningTraining,
         PatchDataModule,
         trainer_class=Trainer,
+        parser_class=FullNamesParser,
         auto_configure_optimizers=False,
         save_config_callback=LogConfig,
         save_config_kwargs={"overwrite": True},
@@ -70,6 +71,13 @@ def run(words: Sequence[str] | None) -> LightningCLI:
 def _tells_of_this_training(record: logging.LogRecord) -> bool:
     """Not for advertisements of other packages, nor for the kinds of devices that a machine lacks."""
     return not record.getMessage().startswith(("💡", "TPU available: False", "GPU available: False"))
+
+
+class FullNamesParser(LightningArgumentParser):
+    """A parser, also of the settings of a class, that does not take the beginning of a name for the name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
 
 class TrainCLI(LightningCLI):

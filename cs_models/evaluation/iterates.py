@@ -10,9 +10,9 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from cs_models.errors import UserError
@@ -22,6 +22,9 @@ from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import build_method
 from datamodules.catalog import image_tensor
 from datamodules.images import read_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURES = 6
 
@@ -40,7 +43,7 @@ def iterates(
         method: name of a zoo network or path of a checkpoint.
         image: ``(1, H, W)`` in [0, 1].
         ratio: CS ratio.
-        operator_words: see `cs_models.operators.make_operator`; the network's natural operator by default.
+        operator_words: see `cs_models.operators.make_operator`; the network's own operator by default.
         seed: of the operator's draw.
         iterations_per_layer: another schedule than the network's own.
 
@@ -74,7 +77,7 @@ def write(estimates: Sequence[Tensor], psnr_db: Sequence[float], image: Tensor, 
     files = [out / "iterates.csv", out / "psnr_per_iteration.png", out / "iterates.png"]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with open(files[0], "w", newline="") as file:
+        with open(files[0], "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["iteration", "psnr_db"])
             writer.writerows([number, f"{value:.4f}"] for number, value in enumerate(psnr_db, start=1))
@@ -86,6 +89,8 @@ def write(estimates: Sequence[Tensor], psnr_db: Sequence[float], image: Tensor, 
 
 
 def _curve(psnr_db: Sequence[float]) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(range(1, len(psnr_db) + 1), psnr_db, marker="o")
@@ -98,6 +103,8 @@ def _strip(estimates: Sequence[Tensor], psnr_db: Sequence[float], image: Tensor)
     """A few iterations, equally spaced from the first to the last, and the original."""
     chosen = torch.linspace(0, len(estimates) - 1, min(PICTURES, len(estimates))).round().long().tolist()
     titles = [f"iteration {index + 1}\n{psnr_db[index]:.2f} dB" for index in chosen] + ["original\n"]
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(2.4 * len(titles), 2.8), layout="constrained")
     pictures = [estimates[index] for index in chosen] + [image]
     for axes, picture, title in zip(figure.subplots(1, len(titles), squeeze=False)[0], pictures, titles, strict=True):

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import torch
 import torch.distributed
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from cs_models.errors import UserError, first_line
+from cs_models.errors import UserError
+from cs_models.evaluation.operations import CountOperations
 from cs_models.evaluation.plan import Candidate, Case, Plan, Task
+from cs_models.evaluation.processes import Processes, is_first, processes
 from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
 from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, only_writer
 from cs_models.operators import MeasurementOperator
-from cs_models.reconstruction import Solution
+from cs_models.reconstruction import Solution, check_finite
 
 SizeKey = tuple[Candidate, torch.Size]
 """A method, and channels, height and width of images."""
@@ -44,38 +42,32 @@ def run(plan: Plan) -> list[Row]:
         UserError: if something goes wrong on the way; the rows so far are in the table.
     """
     execution, folder = plan.options.execution, plan.options.output.out
-    # A process that has finished waits for the others, which may take hours more, at the end.
-    strategy = DDPStrategy(timeout=timedelta(days=7)) if execution.devices > 1 else "auto"
-    try:
-        fabric = Fabric(accelerator=plan.device.type, strategy=strategy, devices=execution.devices)
-    except (ValueError, RuntimeError) as error:  # SLURM started another number of processes
-        raise UserError(f"--devices {execution.devices} cannot be had here: {first_line(error)}") from error
-    # Known before the processes meet, whoever started them: Fabric, torchrun or srun.
-    if execution.devices > 1 and getattr(rank_zero_only, "rank", 0) != 0:
-        _Worker(plan, fabric).run()
+    group = processes(plan.device, execution.devices)
+    if not is_first(execution.devices):
+        _Worker(plan, group).run()
         return []
     with only_writer(folder):
         table = ResultsFile(folder)
         table.repair()
-        asked = _Worker(plan, fabric).run()
+        asked = _Worker(plan, group).run()
         return sorted(table.rows(), key=lambda row: identity(row) in asked)
 
 
 class _Worker:
     """One process of a run."""
 
-    def __init__(self, plan: Plan, fabric: Fabric) -> None:
-        fabric.launch()
-        plan.device = fabric.device
+    def __init__(self, plan: Plan, group: Processes) -> None:
+        group.launch()
+        plan.device = group.device
         # cuDNN's default, TF32, keeps 10 bits of the mantissa, which costs hundredths of a dB; fp32 means float32.
         torch.backends.cudnn.allow_tf32 = False
         self.plan = plan
-        self.rank, self.world_size = fabric.global_rank, fabric.world_size
+        self.rank, self.world_size = group.global_rank, group.world_size
         self.table = ResultsFile(plan.options.output.out)
         self.done = {identity(row) for row in self.table.rows()}
         self.asked: set[Identity] = set()
         # Nobody adds a row before everybody has read the table.
-        fabric.barrier()
+        group.barrier()
         self._seen: set[SizeKey] = set()
         self._macs: dict[SizeKey, int] = {}
 
@@ -111,9 +103,10 @@ class _Worker:
                 for batch in self._batches(case, bar):
                     for row in self._reconstruct(case, batch):
                         self.table.append(row)
-                        psnr_db.append(row.psnr_db)
                         bar.update()
-                        bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
+                        if math.isfinite(row.psnr_db):
+                            psnr_db.append(row.psnr_db)
+                            bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
                 case.candidate.to(torch.device("cpu"))
 
     def _share(self, case: Case) -> range:
@@ -154,7 +147,9 @@ class _Worker:
         self._seen.add(key)
         with self._counting(key, len(batch)):
             solution, seconds, peak_memory_mb = self._timed_solve(candidate, y, operator)
-        estimates = solution.x.float().clamp(0, 1).cpu()
+        estimates = solution.x.float().cpu()
+        check_finite(estimates, f"method '{candidate.spec.text}'")
+        estimates = estimates.clamp(0, 1)
         # A file that changes makes another operator of the same name.
         matrix = {key: value for key, value in operator.spec.items() if key == "sha256"}
         for index, (task, estimate) in enumerate(zip(batch, estimates, strict=True)):
@@ -188,6 +183,7 @@ class _Worker:
                 macs=self._macs.get(key),
                 peak_memory_mb=peak_memory_mb,
                 settings_key=short_hash(candidate.facts | matrix),
+                measured_ratio=operator.measured_ratio,
                 **scores,
             )
 
@@ -205,9 +201,9 @@ class _Worker:
         if not key[0].modules or key in self._macs:
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        with CountOperations() as counter:
             yield
-        self._macs[key] = counter.get_total_flops() // 2 // images
+        self._macs[key] = counter.total // 2 // images
 
     def _timed_solve(
         self, candidate: Candidate, y: Tensor, operator: MeasurementOperator

@@ -9,15 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_models.errors import UserError, first_line
+from cs_models.arrays import read_npy
+from cs_models.errors import UserError
 from cs_models.evaluation.options import Options
 from cs_models.evaluation.pictures import slug, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
 from cs_models.numerics import relative
-from cs_models.operators import MeasurementOperator, make_operator
+from cs_models.operators import MeasurementOperator, make_operator, names_file, split_kind
 from cs_models.operators.matrices import load_matrix
+from cs_models.operators.own import is_mask, share
+from cs_models.reconstruction import check_finite
 from cs_models.zoo.methods import parse_methods
 
 
@@ -40,7 +43,9 @@ def reconstruct_measurements(options: Options) -> str:
     assert measuring.operator is not None
     device = choose_device(options.execution.device)
     height, width = measuring.shape
-    ratio = options.comparison.ratios[0] if options.comparison.ratios else _ratio_of(measuring.operator)
+    ratio = (
+        options.comparison.ratios[0] if options.comparison.ratios else _ratio_of(measuring.operator, (height, width))
+    )
     operator = make_operator(measuring.operator, ratio, (height, width), measuring.draws[0], measuring.noise / 255)
     operator = operator.to(device)
     y = load_measurements(measuring.measurements, operator).to(device)
@@ -58,6 +63,7 @@ def reconstruct_measurements(options: Options) -> str:
             start = time.perf_counter()
             solution = candidate.solve(y, operator)
             estimates = solution.x.float().cpu()
+            check_finite(estimates, f"method '{candidate.spec.text}'")
             seconds = (time.perf_counter() - start) / len(y)
             error = relative(operator(solution.x.to(device)) - y, y)
             for index, estimate in enumerate(estimates):
@@ -78,13 +84,10 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
     Raises:
         UserError: if the file is missing or unreadable, or its shape or kind of numbers does not fit the operator.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"measurements not found: {path}") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read the measurements {path}: {first_line(error)}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiuc" or not np.isfinite(array).all():
+    if not Path(path).is_file():
+        raise UserError(f"measurements not found: {path}")
+    array = read_npy(Path(path))
+    if array.dtype.kind not in "fiuc" or not np.isfinite(array).all():
         raise UserError(f"{path} holds no array of finite numbers")
     buffer = next(operator.buffers())
     example = operator(torch.zeros(1, 1, *operator.image_size, device=buffer.device))
@@ -103,15 +106,15 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
     y = torch.from_numpy(native).to(example.dtype)
     y = y.reshape(*(y.shape[:2] if leading == 2 else (-1, 1)), *expected)
     if y.shape[1] not in (1, 3):
-        raise UserError(f"{path} has {y.shape[1]} channels an image; 1 or 3 make a picture")
+        raise UserError(f"{path} has {y.shape[1]} channels per image; a picture has 1 or 3")
     return y
 
 
-def _ratio_of(words: str) -> float:
+def _ratio_of(words: str, image_size: tuple[int, int]) -> float:
     """The CS ratio of a whole matrix or mask in a file."""
-    if Path(words).suffix not in (".npy", ".mat"):
+    if not names_file(words):
         raise UserError(f"give the ratio at which was measured with --operator {words}, as in --ratios 0.1")
-    matrix = load_matrix(words)
-    if bool(((matrix == 0) | (matrix == 1)).all()):
-        return float(matrix.mean())
-    return matrix.shape[0] / matrix.shape[1]
+    kind, path = split_kind(words)
+    matrix = load_matrix(path)
+    masks = kind in ("fourier", "pixel") or (kind is None and is_mask(matrix, image_size))
+    return share(matrix) if masks else matrix.shape[0] / matrix.shape[1]

@@ -54,7 +54,9 @@ class Comparison:
     datasets: Words = field(
         default=Words(),
         metadata=_help(
-            "names of sets of images or 1-D signals, folders of images, or .csv and .npy files of signals", "D1,D2"
+            "names of sets of images or 1-D signals, folders of images, or .csv and .npy files of signals "
+            "(log.csv:columns=a+b:decimal=comma says how to read one)",
+            "D1,D2",
         ),
     )
     ratios: Fractions = field(default=Fractions(), metadata=_help("CS ratios in (0, 1]", "R1,R2"))
@@ -80,8 +82,8 @@ class Measuring:
     operator: str | None = field(
         default=None,
         metadata=_help(
-            "block, block:32, structured, column, pixel, transform2d, radial, cartesian, radon, or a .npy or .mat "
-            "matrix (else what each method is made for: the matrix in a checkpoint, or 33x33 blocks)",
+            "a name that --list shows, as pixel or block:32, or a .npy or .mat matrix (else what each method is made "
+            "for: the matrix in a checkpoint, or 33x33 blocks)",
             "A",
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -123,8 +124,12 @@ def _hub_with(file: str, name: str) -> Iterator[None]:
     """Let torchvision find a file where it would otherwise download to."""
     usual = torch.hub.get_dir()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "checkpoints").mkdir()
-        (Path(folder) / "checkpoints" / name).symlink_to(Path(file).resolve())
+        place = Path(folder) / "checkpoints" / name
+        place.parent.mkdir()
+        try:
+            place.symlink_to(Path(file).resolve())
+        except OSError:  # Windows keeps links to administrators
+            shutil.copyfile(file, place)
         torch.hub.set_dir(folder)
         try:
             yield

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from cs_models.evaluation.results import Row
 
 
+DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Pictures:
     """The files of one reconstruction.
@@ -88,5 +91,6 @@ def _write_npy(path: Path, signal: Tensor) -> None:
 
 
 def slug(text: str) -> str:
-    """A text as part of a file name."""
-    return re.sub(r"[^\w.=+-]+", "_", text)
+    """A text as part of a file name that every system takes; Windows has names of devices and drops dots at the end."""
+    name = re.sub(r"[^\w.=+-]+", "_", text).rstrip(".") or "_"
+    return f"_{name}" if DEVICE.match(name) else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -16,10 +17,10 @@ from cs_models.errors import UserError
 from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
-from cs_models.evaluation.protocol import image_sha256, short_hash
+from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
-from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator
-from cs_models.precision import usual_precision
+from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator, names_file
+from cs_models.precision import EMULATED_BF16, computes_bf16, usual_precision
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import MethodSpec, build_method, parse_methods, usual_operator
@@ -29,6 +30,8 @@ from datamodules.signals import BenchmarkSignals, load_signal_set, names_signals
 
 SMALLEST_SIDE = 7
 PROBE_SIDE = 48
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ class Candidate:
         precision: "fp32" or "bf16"; solvers always work in "fp32", networks that are not ours unless asked otherwise.
         schedule: iterations of each layer where the user chose them.
         tiling: how large images are cut; None where they are not.
-        _fitted: the tiles of each size of measurements and image that came up.
+        _fitted: the tiles for each size of measurements and image so far.
     """
 
     spec: MethodSpec
@@ -87,7 +90,7 @@ class Candidate:
         }
         if self.spec.own:
             # Not the path, which may be another on another machine.
-            given = [self.spec.name.split(":")[2], *(pair for pair in self.spec.settings if pair[0] != "checkpoint")]
+            given = [self.spec.own_name, *(pair for pair in self.spec.settings if pair[0] != "checkpoint")]
             facts |= {"method": "own", "source": self.spec.code.sha256, "given": given}
         return facts if self.tiling is None else facts | {"tiling": asdict(self.tiling)}
 
@@ -165,6 +168,12 @@ class Plan:
         check_weights_files(options.output.lpips, options.output.fid)
         pairs = parse_methods(options.comparison.methods, options.comparison.ratios)
         sets = load_sets(options)
+        exact = names_file(options.measuring.operator) and options.measuring.noise == 0
+        if exact and len(set(options.measuring.draws)) > 1:
+            raise UserError(
+                "--seeds draws nothing with a matrix from a file and without noise: its results would be the same; "
+                "give one seed, or --noise"
+            )
         candidates = [make_candidate(spec, ratio, options.execution, self.device) for spec, ratio in pairs]
         if options.execution.iterations_per_layer and not any(one.network for one in candidates):
             raise UserError("--iterations_per_layer is for unfolding networks; there is none among the methods")
@@ -176,6 +185,10 @@ class Plan:
         ]
         self._named_operator = lru_cache(maxsize=16)(make_operator)
         self._sized_operator = lru_cache(maxsize=16)(self._make_sized_operator)
+        self._said: set[str] = set()
+        slow = options.execution.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.device)
+        if slow and any(candidate.network for candidate in candidates):
+            logger.warning("this CPU has no bfloat16: networks are %s; --precision auto avoids that", EMULATED_BF16)
         for case in self.cases:
             if case.seed == options.measuring.draws[0]:
                 self._try_out(case)
@@ -236,6 +249,14 @@ class Plan:
             operator = self._named_operator(words, ratio, (height, width), case.seed, sigma)
         return operator.resized(*size).to(device)
 
+    def _check_ratio(self, operator: MeasurementOperator) -> None:
+        """Say once where an operator measures more or less than was asked for."""
+        measured, asked = operator.measured_ratio, operator.ratio
+        words = f"{operator_label(operator)} measures {measured:.3g} of the pixels where {asked:g} were asked for"
+        if not fits_ratio(measured, asked) and words not in self._said:
+            self._said.add(words)
+            logger.warning("%s; the results say so", words)
+
     def _try_out(self, case: Case) -> None:
         """Find out early whether a method works with its operator."""
         _, image = case.images[0]
@@ -245,6 +266,7 @@ class Plan:
                 "which training-free methods take, such as clomp, omp, iht, fista and tv"
             )
         operator = self.operator(case, image)
+        self._check_ratio(operator)
         if case.images.channels == "signal" and not isinstance(operator, ColumnOperator | PixelOperator):
             raise UserError(
                 f"--operator {self.options.measuring.operator} is for images; {case.images.set_name} holds signals of "

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from cs_models.metrics import PEAK, pcc, psnr, sparse_rate, ssim_1d
@@ -26,6 +25,8 @@ def score(estimate: Tensor, target: Tensor) -> tuple[float, float]:
         estimate: ``(C, H, W)``, clipped to [0, 1].
         target: ``(C, H, W)`` in [0, 1], at least 7x7.
     """
+    from skimage.metrics import structural_similarity
+
     psnr_db = psnr(estimate[None], target[None]).item()
     a, b = PEAK * estimate.double().numpy(), PEAK * target.double().numpy()
     return psnr_db, float(structural_similarity(b, a, data_range=PEAK, channel_axis=0))
@@ -90,6 +91,11 @@ def image_sha256(image: Tensor) -> str:
 def short_hash(facts: dict[str, Any]) -> str:
     """Twelve hexadecimal digits that change with any of the facts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def fits_ratio(measured: float, asked: float) -> bool:
+    """Whether an operator measures what was asked for, to a tenth."""
+    return abs(measured - asked) <= 0.1 * asked
 
 
 def operator_label(operator: MeasurementOperator) -> str:

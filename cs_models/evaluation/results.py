@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import os
 from collections.abc import Iterable, Iterator
@@ -12,9 +11,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from filelock import lock_descriptor
+
 from cs_models.errors import UserError
 
 TABLE = "per_image.csv"
+BINARY = getattr(os, "O_BINARY", 0)  # Windows writes "\r\n" without it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Row:
         mse: mean squared error of the signal, scaled to [0, 1].
         sparse_rate_dct: share of the DCT coefficients that hold 98 % of the sum of their magnitudes.
         sparse_rate_fft: the same of the Fourier coefficients.
+        measured_ratio: measurements per pixel that were really taken.
     """
 
     method: str
@@ -83,6 +86,7 @@ class Row:
     mse: float | None = None
     sparse_rate_dct: float | None = None
     sparse_rate_fft: float | None = None
+    measured_ratio: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -132,9 +136,9 @@ class ResultsFile:
 
     def _write(self, line: bytes) -> None:
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock_descriptor(descriptor)
                 _append_whole(descriptor, line)
             finally:
                 os.close(descriptor)
@@ -188,9 +192,11 @@ def only_writer(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write to the folder {folder}: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another evaluation is writing to {folder}; wait for it or choose another --out") from None
+            alone = lock_descriptor(descriptor, blocking=False)
+        except OSError as error:  # a file system without locks
+            raise UserError(f"cannot lock the folder {folder}: {error.strerror}; choose another --out") from error
+        if not alone:
+            raise UserError(f"another evaluation is writing to {folder}; wait for it or choose another --out")
         yield
     finally:
         os.close(descriptor)

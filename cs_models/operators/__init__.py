@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import importlib
+from operator import attrgetter
 
 import numpy as np
 from torch import Tensor
 
-from cs_models.errors import UserError, nearest
+from cs_models.operator_names import find_operator
 from cs_models.operators.bank import Sampling, SamplingBank
 from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error
 from cs_models.operators.block import BlockOperator
+from cs_models.operators.checks import check_image_size
 from cs_models.operators.column import ColumnOperator
-from cs_models.operators.fourier import MASKS, FourierOperator
+from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import (
     check_matrix,
     check_ratio,
     file_source,
     load_matrix,
-    take_rows,
     tensor_sha256,
 )
+from cs_models.operators.own import from_matrix, names_file, split_kind
 from cs_models.operators.pixel import PixelOperator
-from cs_models.operators.radon import RadonOperator, views_for_ratio
+from cs_models.operators.radon import RadonOperator
 from cs_models.operators.structured import StructuredOperator
 from cs_models.operators.transform2d import Transform2dOperator
 
@@ -41,12 +42,9 @@ __all__ = [
     "Transform2dOperator",
     "adjoint_error",
     "make_operator",
+    "names_file",
+    "split_kind",
 ]
-
-OPERATOR_NAMES = (
-    "block", "structured", "column", "pixel", "transform2d", "fourier", "radial", "cartesian", "radon",
-)  # fmt: skip
-SIZED = ("block", "structured", "radon")
 
 
 def make_operator(
@@ -59,73 +57,31 @@ def make_operator(
     """An operator from the words of the command line, or from a matrix.
 
     Args:
-        spec: ``block`` (33x33), ``block:32``, ``structured`` (n = 32^2), ``structured:16``, ``column``, ``pixel``,
-            ``transform2d`` (random signs, then random coefficients of the 2-D DCT), ``radial`` or ``fourier`` (MRI,
-            radial mask), ``cartesian`` (MRI, columns), ``radon`` (tomography, as many views as the ratio gives),
-            ``radon:20`` (20 views, at a ratio that fits), or the path of a `.npy` or `.mat` file. A file holds a mask
-            where it is of the image's size with entries 0 and 1, a column matrix where it has as many columns as the
-            image has rows, and else a block matrix of B^2 columns. A tensor or an array is taken as the content of
-            a file.
+        spec: a name of `cs_models.operator_names.OPERATORS`, with a number for those that take one (``block:32``,
+            ``block:pca:32``, ``structured:16``, ``radon:20``), or the path of a `.npy` or `.mat` file. What a file
+            holds is told by its shape, or by a word before it: ``fourier:FILE`` and ``pixel:FILE``, masks of the
+            image's size; ``column:FILE``; ``block:FILE``. A tensor or an array is taken as the content of a file.
         ratio: CS ratio in (0, 1].
         image_size: (H, W).
-        seed: of the random draw; not used for files.
+        seed: of the random draw; not used for files, principal components and tomography.
         noise_sigma: standard deviation of the noise, on the scale of images in [0, 1].
 
     Raises:
         UserError: for an unknown name, a ratio outside (0, 1] or a file that does not fit.
     """
     check_ratio(ratio)
+    image_size = check_image_size(image_size)
     if not isinstance(spec, str):
         matrix = check_matrix(spec)
         source = {"matrix": "given", "sha256": tensor_sha256(matrix)}
-        return _from_matrix(matrix, "the matrix", source, ratio, image_size, noise_sigma)
-    name, _, size = spec.partition(":")
-    if Path(spec).suffix in (".npy", ".mat"):
-        return _from_matrix(load_matrix(spec), spec, file_source(spec), ratio, image_size, noise_sigma)
-    if name not in OPERATOR_NAMES:
-        raise UserError(f"unknown operator '{spec}', and no .npy or .mat file{nearest(name, OPERATOR_NAMES)}")
-    if size and (name not in SIZED or not size.isdecimal() or int(size) < 1):
-        raise UserError(f"cannot read the operator '{spec}'; a number belongs to {', '.join(SIZED)}, as in block:32")
-    if name == "block":
-        return BlockOperator.gaussian(ratio, image_size, int(size or 33), seed, noise_sigma)
-    if name == "structured":
-        return StructuredOperator.gaussian(ratio, image_size, int(size or 32), seed, noise_sigma)
-    if name == "column":
-        return ColumnOperator.gaussian(ratio, image_size, seed, noise_sigma)
-    if name == "pixel":
-        return PixelOperator(image_size, ratio, seed, noise_sigma)
-    if name == "transform2d":
-        return Transform2dOperator(image_size, ratio, seed, noise_sigma)
-    if name == "radon":
-        return _radon(ratio, image_size, size, noise_sigma)
-    return MASKS["radial" if name == "fourier" else name](ratio, image_size, seed, noise_sigma)
-
-
-def _radon(ratio: float, image_size: tuple[int, int], views: str, noise_sigma: float) -> RadonOperator:
-    expected = views_for_ratio(ratio, image_size)
-    if views and int(views) != expected:
-        share = RadonOperator(image_size, int(views)).ratio
-        size = f"{image_size[0]}x{image_size[1]}"
-        raise UserError(
-            f"{views} views measure a {size} image at ratio {share:.3g}, and ratio {ratio:g} means {expected} views; "
-            f"give --ratios {share:.3g}, or --operator radon for the views that the ratio gives"
-        )
-    return RadonOperator(image_size, expected, ratio, noise_sigma)
-
-
-def _from_matrix(
-    matrix: Tensor,
-    name: str,
-    source: dict[str, Any],
-    ratio: float,
-    image_size: tuple[int, int],
-    noise_sigma: float,
-) -> MeasurementOperator:
-    if tuple(matrix.shape) == image_size and bool(((matrix == 0) | (matrix == 1)).all()):
-        return FourierOperator(matrix, noise_sigma=noise_sigma, source=source)
-    if matrix.shape[0] > matrix.shape[1]:
-        raise UserError(f"{name} is {matrix.shape[0]}x{matrix.shape[1]}; a sampling matrix has more columns than rows")
-    rows = take_rows(matrix, ratio, name).float()
-    if matrix.shape[1] == image_size[0]:
-        return ColumnOperator(rows, image_size, ratio, noise_sigma, source)
-    return BlockOperator(rows, image_size, ratio, noise_sigma, source)
+        return from_matrix(matrix, "the matrix", source, ratio, image_size, noise_sigma)
+    if names_file(spec):
+        kind, path = split_kind(spec)
+        return from_matrix(load_matrix(path), path, file_source(path), ratio, image_size, noise_sigma, kind)
+    named, number = find_operator(spec)
+    module, _, attribute = named.target.partition(":")
+    build = attrgetter(attribute)(importlib.import_module(module))
+    operator: MeasurementOperator = build(
+        ratio=ratio, image_size=image_size, seed=seed, noise_sigma=noise_sigma, **number
+    )
+    return operator

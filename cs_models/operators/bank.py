@@ -11,6 +11,7 @@ from torch import Tensor
 from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.block import BlockOperator
+from cs_models.operators.components import check_block_size, principal_rows, principal_source
 from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import (
     check_ratio,
@@ -32,18 +33,21 @@ class Sampling:
 
     Attributes:
         ratios: nominal CS ratios in (0, 1], each equally likely.
-        kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask a ratio.
+        kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask per ratio.
         block_size: B.
-        matrices_per_ratio: how many different matrices; they are shared, nested, by the ratios.
+        matrices: of "block": "gaussian"; or "pca", the principal components of photographs, one matrix for all ratios.
+        matrices_per_ratio: number of different matrices; the ratios share them, a smaller one taking the first rows.
         noise_sigma: largest standard deviation of the noise on the measurements, on the 0-255 scale; each step
             draws one uniformly between 0 and it.
         seed: of the draws and of the matrices.
-        ratio_step: where it is given, `ratios` names two, and becomes those from the first to the second in such steps.
+        ratio_step: if given, `ratios` names the smallest and the largest one, and becomes all those between in such
+            steps.
     """
 
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     kind: Literal["block", "structured", "fourier"] = "block"
     block_size: int = 33
+    matrices: Literal["gaussian", "pca"] = "gaussian"
     matrices_per_ratio: int = 1
     noise_sigma: float = 0.0
     seed: int = 0
@@ -51,7 +55,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.ratio_step is not None:
-            # Frozen, like every configuration: set once, here. The names that a checkpoint remembers give the same.
+            # Frozen, like every configuration: set once, here. The ratios that a checkpoint stores give the same again.
             object.__setattr__(self, "ratios", ratio_range(self.ratios, self.ratio_step))
         if not self.ratios:
             raise UserError("sampling needs at least one ratio, such as 0.1")
@@ -59,6 +63,22 @@ class Sampling:
             check_ratio(ratio)
         if self.matrices_per_ratio < 1:
             raise UserError(f"matrices_per_ratio must be at least 1, got {self.matrices_per_ratio}")
+        if self.matrices == "pca":
+            self._check_principal()
+
+    def _check_principal(self) -> None:
+        if self.kind != "block":
+            raise UserError(f"matrices 'pca' are for sampling.kind 'block', not '{self.kind}'")
+        if self.matrices_per_ratio != 1:
+            raise UserError(f"matrices 'pca' are one: matrices_per_ratio must be 1, got {self.matrices_per_ratio}")
+        check_block_size(self.block_size)
+
+    @property
+    def operator(self) -> str:
+        """The word of `cs_models.operators.make_operator` for an operator of this kind."""
+        if self.kind == "fourier":
+            return self.kind
+        return f"block:pca:{self.block_size}" if self.matrices == "pca" else f"{self.kind}:{self.block_size}"
 
 
 def ratio_range(ends: tuple[float, ...], step: float) -> tuple[float, ...]:
@@ -103,13 +123,20 @@ class SamplingBank:
 
     def matrix(self, ratio: float, index: int = 0, device: torch.device | str = "cpu") -> Tensor:
         """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows."""
-        n = self.sampling.block_size**2
         if index not in self._matrices:
-            rows = self._rows(max(self.sampling.ratios))
-            seed = FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
-            self._matrices[index] = orthonormal_rows(gaussian_matrix(rows, n, seed)).float()
+            self._matrices[index] = self._largest(index)
         self._matrices[index] = self._matrices[index].to(device)
         return self._matrices[index][: self._rows(ratio)]
+
+    def _largest(self, index: int) -> Tensor:
+        """Matrix number `index` with the rows of the largest ratio."""
+        size, rows = self.sampling.block_size, self._rows(max(self.sampling.ratios))
+        if self.sampling.matrices == "pca":
+            return principal_rows(rows, size)
+        return orthonormal_rows(gaussian_matrix(rows, size**2, self._seed(index))).float()
+
+    def _seed(self, index: int) -> int:
+        return FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
 
     def _rows(self, ratio: float) -> int:
         n = self.sampling.block_size**2
@@ -125,9 +152,9 @@ class SamplingBank:
         device: torch.device | str,
     ) -> MeasurementOperator:
         if self.sampling.kind == "fourier":
-            seed = FIRST_TRAINING_SEED + 1000 * self.sampling.seed + index
-            return FourierOperator.radial(ratio, image_size, seed, noise_sigma).to(device)
-        source = {"bank_seed": self.sampling.seed, "index": index}
+            return FourierOperator.radial(ratio, image_size, self._seed(index), noise_sigma).to(device)
+        seeded = {"bank_seed": self.sampling.seed, "index": index}
+        source = principal_source(self.sampling.block_size) if self.sampling.matrices == "pca" else seeded
         matrix = self.matrix(ratio, index, device)
         if self.sampling.kind == "structured":
             return StructuredOperator(matrix, image_size, permutation_seed, ratio, noise_sigma, source)

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.operators.base import SquareBlocksOperator, full_precision
+from cs_models.operators.components import principal_rows, principal_source
 from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, rows_for_ratio
 
 
@@ -33,8 +34,28 @@ class BlockOperator(SquareBlocksOperator):
         matrix = orthonormal_rows(gaussian_matrix(rows_for_ratio(ratio, n), n, seed)).float()
         return cls(matrix, image_size, ratio, noise_sigma, {"seed": seed})
 
-    def resized(self, height: int, width: int) -> BlockOperator:
-        return BlockOperator(self.matrix, (height, width), self.ratio, self.noise_sigma, self.source)
+    @classmethod
+    def principal(
+        cls,
+        ratio: float,
+        image_size: tuple[int, int],
+        block_size: int = 33,
+        seed: int = 0,
+        noise_sigma: float = 0.0,
+    ) -> BlockOperator:
+        """Principal components of the blocks of photographs as rows, orthonormal and nested; the same for every seed.
+
+        Raises:
+            UserError: if the package has none for this block size.
+        """
+        matrix = principal_rows(rows_for_ratio(ratio, block_size**2), block_size)
+        return cls(matrix, image_size, ratio, noise_sigma, principal_source(block_size))
+
+    def with_matrix(self, matrix: Tensor, ratio: float, noise_sigma: float) -> BlockOperator:
+        return BlockOperator(matrix, self.image_size, ratio, noise_sigma, self.source)
+
+    def _for_size(self, image_size: tuple[int, int]) -> BlockOperator:
+        return BlockOperator(self.matrix, image_size, self.ratio, self.noise_sigma, self.source)
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ Start = Literal["gaussian", "signs", "dct"]
 class LearnedBlocks(nn.Module, ABC):
     """Trainable sampling of B x B blocks.
 
-    It is no operator, it makes them: `operator` gives the sampling of this moment as a `BlockOperator` of its own,
+    It is not an operator but makes them: `operator` gives the current sampling as a `BlockOperator` of its own,
     which obeys the operators' laws and keeps doing so while training moves on, and through which gradients flow back.
 
     Attributes:
@@ -39,7 +39,7 @@ class LearnedBlocks(nn.Module, ABC):
     def operator(
         self, image_size: tuple[int, int], noise_sigma: float = 0.0, source: dict[str, Any] | None = None
     ) -> BlockOperator:
-        """The sampling of this moment for images ``(H, W)``; see `BlockOperator` for the other arguments."""
+        """The current sampling for images ``(H, W)``; see `BlockOperator` for the other arguments."""
         # A copy, since the optimiser changes parameters in their place.
         return BlockOperator(self.matrix().clone(), image_size, self.ratio, noise_sigma, source)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cs_models.arrays import read_mat, read_npy
 from cs_models.errors import UserError
 
 
@@ -44,6 +45,7 @@ def orthonormal_rows(matrix: Tensor) -> Tensor:
     Args:
         matrix: ``(M, n)`` with M <= n.
     """
+    q: Tensor
     q, r = torch.linalg.qr(matrix.T)
     return (q * torch.sign(torch.diagonal(r))).T.contiguous()
 
@@ -61,7 +63,8 @@ def structured_rows(ratio: float, n: int) -> int:
 
 def unit_norm_columns(matrix: Tensor) -> Tensor:
     """Every column scaled to Euclidean norm 1, as the CLOMP paper's sampling has them."""
-    return matrix / matrix.norm(dim=0, keepdim=True)
+    lengths: Tensor = matrix.norm(dim=0, keepdim=True)
+    return matrix / lengths
 
 
 def load_matrix(path: str | Path, key: str = "phi") -> Tensor:
@@ -78,17 +81,10 @@ def load_matrix(path: str | Path, key: str = "phi") -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"matrix file not found: {path}; give an existing .npy or .mat file")
-    try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-        elif path.suffix == ".mat":
-            array = _read_mat(path, key)
-        else:
-            raise UserError(f"matrix file {path} has the suffix '{path.suffix}'; expected .npy or .mat")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"cannot read the matrix file {path}: {error}".splitlines()[0]) from error
+    suffix = path.suffix.lower()
+    if suffix not in (".npy", ".mat"):
+        raise UserError(f"matrix file {path} has the suffix '{path.suffix}'; expected .npy or .mat")
+    array = read_npy(path) if suffix == ".npy" else read_mat(path, key)
     return check_matrix(array, str(path))
 
 
@@ -108,17 +104,6 @@ def check_matrix(matrix: Tensor | np.ndarray, name: str = "the matrix") -> Tenso
     if not np.isfinite(array).all():
         raise UserError(f"{name} holds values that are not finite")
     return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
-
-
-def _read_mat(path: Path, key: str) -> np.ndarray:
-    from scipy.io import loadmat
-
-    variables = {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
-    if key in variables:
-        return variables[key]
-    if len(variables) == 1:
-        return next(iter(variables.values()))
-    raise UserError(f"{path} has no variable '{key}'; it has {', '.join(sorted(variables)) or 'none'}")
 
 
 def take_rows(matrix: Tensor, ratio: float, origin: str) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator
-from cs_models.operators.matrices import rows_for_ratio
+from cs_models.operators.matrices import rows_for_ratio, tensor_sha256
 
 
 class PixelOperator(MeasurementOperator):
@@ -30,10 +31,20 @@ class PixelOperator(MeasurementOperator):
             noise_sigma: see `MeasurementOperator`.
         """
         super().__init__(image_size, ratio, noise_sigma)
-        self.seed = seed
+        self.source: dict[str, Any] = {"seed": seed}
         count = self.image_size[0] * self.image_size[1]
         permutation = np.random.RandomState(seed).permutation(count)
         self.register_buffer("pixels", torch.from_numpy(permutation[: rows_for_ratio(ratio, count)]))
+
+    @classmethod
+    def from_mask(
+        cls, mask: Tensor, ratio: float, noise_sigma: float = 0.0, source: dict[str, Any] | None = None
+    ) -> PixelOperator:
+        """The pixels at which a boolean mask ``(H, W)`` is true, row by row; for images of that size alone."""
+        operator = cls((mask.shape[0], mask.shape[1]), ratio, noise_sigma=noise_sigma)
+        operator.pixels = mask.flatten().nonzero()[:, 0]
+        operator.source = {"sha256": tensor_sha256(mask)} if source is None else source
+        return operator
 
     @property
     def mask(self) -> Tensor:
@@ -43,12 +54,20 @@ class PixelOperator(MeasurementOperator):
         return kept.view(self.image_size)
 
     def resized(self, height: int, width: int) -> PixelOperator:
-        other = PixelOperator((height, width), self.ratio, self.seed, self.noise_sigma)
+        if (height, width) == self.image_size:
+            return self
+        if "seed" not in self.source:
+            raise UserError(f"this mask is for {self.image_size[0]}x{self.image_size[1]} images, not {height}x{width}")
+        other = PixelOperator((height, width), self.ratio, self.source["seed"], self.noise_sigma)
         return other.to(self.pixels.device)
 
     @property
     def spec(self) -> dict[str, Any]:
-        return {"kind": "pixel", "ratio": self.ratio, "seed": self.seed}
+        return {"kind": "pixel", "ratio": self.ratio, **self.source}
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return (len(self.pixels),)
 
     def forward(self, x: Tensor) -> Tensor:
         return rearrange(x, "n c h w -> n c (h w)")[..., self.pixels]

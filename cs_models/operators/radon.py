@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator, full_precision
+from cs_models.operators.checks import check_image_size
 from cs_models.operators.matrices import check_ratio
 
 # The pseudo-inverse factorises a dense matrix of as many rows in float64: 3 GB.
@@ -53,7 +54,7 @@ class RadonOperator(MeasurementOperator):
         """
         if views < 1:
             raise UserError(f"tomography needs at least 1 view, got {views}")
-        height, width = image_size
+        height, width = check_image_size(image_size)
         detectors = max(height, width)
         super().__init__(image_size, views * detectors / (height * width) if ratio is None else ratio, noise_sigma)
         self.views, self.detectors = views, detectors
@@ -64,6 +65,37 @@ class RadonOperator(MeasurementOperator):
         self._matrices: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._factor: tuple[Tensor, bool] | None = None
 
+    @classmethod
+    def for_ratio(
+        cls,
+        ratio: float,
+        image_size: tuple[int, int],
+        views: int | None = None,
+        seed: int = 0,
+        noise_sigma: float = 0.0,
+    ) -> RadonOperator:
+        """The views whose measurements come nearest to a ratio; the same for every seed.
+
+        Args:
+            ratio: CS ratio in (0, 1].
+            image_size: (H, W).
+            views: the number that the user expects of the ratio, where one was given.
+            seed: not used.
+            noise_sigma: see `MeasurementOperator`.
+
+        Raises:
+            UserError: if the ratio means another number of views, or is outside (0, 1].
+        """
+        nearest = views_for_ratio(ratio, image_size)
+        if views is not None and views != nearest:
+            share = cls(image_size, views).ratio
+            size = f"{image_size[0]}x{image_size[1]}"
+            raise UserError(
+                f"{views} views measure a {size} image at ratio {share:.3g}, and ratio {ratio:g} means {nearest} "
+                f"views; give --ratios {share:.3g}, or --operator radon for the views that the ratio gives"
+            )
+        return cls(image_size, nearest, ratio, noise_sigma)
+
     def resized(self, height: int, width: int) -> RadonOperator:
         if (height, width) == self.image_size:
             return self
@@ -72,6 +104,10 @@ class RadonOperator(MeasurementOperator):
     @property
     def spec(self) -> dict[str, Any]:
         return {"kind": "radon", "ratio": self.ratio, "views": self.views}
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return self.views, self.detectors
 
     @full_precision
     def forward(self, x: Tensor) -> Tensor:
@@ -134,6 +170,7 @@ def views_for_ratio(ratio: float, image_size: tuple[int, int]) -> int:
         UserError: if the ratio is outside (0, 1].
     """
     check_ratio(ratio)
+    image_size = check_image_size(image_size)
     return max(1, round(ratio * math.prod(image_size) / max(image_size)))
 
 

@@ -64,9 +64,12 @@ class StructuredOperator(SquareBlocksOperator):
         matrix = orthonormal_rows(gaussian_matrix(structured_rows(ratio, n), n, seed)).float()
         return cls(matrix, image_size, seed, ratio, noise_sigma, {"seed": seed})
 
-    def resized(self, height: int, width: int) -> StructuredOperator:
+    def with_matrix(self, matrix: Tensor, ratio: float, noise_sigma: float) -> StructuredOperator:
+        return StructuredOperator(matrix, self.image_size, self.permutation_seed, ratio, noise_sigma, self.source)
+
+    def _for_size(self, image_size: tuple[int, int]) -> StructuredOperator:
         return StructuredOperator(
-            self.matrix, (height, width), self.permutation_seed, self.ratio, self.noise_sigma, self.source
+            self.matrix, image_size, self.permutation_seed, self.ratio, self.noise_sigma, self.source
         )
 
     @property

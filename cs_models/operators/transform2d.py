@@ -51,6 +51,10 @@ class Transform2dOperator(MeasurementOperator):
     def spec(self) -> dict[str, Any]:
         return {"kind": "transform2d", "ratio": self.ratio, "seed": self.seed}
 
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return (len(self.coefficients),)
+
     @full_precision
     def forward(self, x: Tensor) -> Tensor:
         spectrum = self._transform.analysis(x * self.signs)

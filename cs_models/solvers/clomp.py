@@ -230,7 +230,10 @@ class CLOMP(IterativeSolver):
         self._require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
         self._require(self.decay_epochs is None or self.decay_epochs >= 1, "decay_epochs", "at least 1")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        return (y, operator) if self.released else super().prepared(y, operator)
+
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = sparse_problem(y, operator, rescale=not self.released)
         recipe = self.recipe(operator)
         # The coefficients are in units of the image, so that weights and rates mean the same for every operator.

@@ -104,7 +104,7 @@ class PlugAndPlay(ConvexSolver):
         return super().settings() | {"denoiser": as_json(self.denoiser or DCTDenoiser())}
 
     @torch.no_grad()
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         check_measurements(y, operator)
         denoiser = self.denoiser or DCTDenoiser()
         proximal = DataProximal(operator, self.rho)

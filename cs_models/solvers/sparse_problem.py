@@ -22,6 +22,9 @@ from cs_models.reconstruction import Solution
 from cs_models.solvers.base import check_measurements
 from cs_models.transforms.dct import DCT, DCT2d
 
+# Pixels of an image up to which the norms of an operator's columns are computed, and not estimated.
+SMALL = 32 * 32
+
 
 class SparseProblem(ABC):
     """Find sparse s with ``y = A s``, for P signals at once.
@@ -179,10 +182,14 @@ class ImageProblem(SparseProblem):
         self.images, self.planes = y.shape[0], y.shape[0] * y.shape[1]
         height, width = operator.image_size
         self.n = height * width
-        # Column norms are not at hand; the mean of their squares is trace(A^T A) / n, estimated by one probe.
-        signs = torch.randint(0, 2, (1, self.n), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-        probe = operator(rearrange(signs.to(self.zeros()), "1 (h w) -> 1 1 h w", h=height))
-        self.scale = float(probe.abs().square().sum() / self.n) ** 0.5
+        # Column norms are not at hand; the mean of their squares is trace(A^T A) / n. One probe estimates it, but of a
+        # small image it may see nothing.
+        if self.n <= SMALL:
+            probes = torch.eye(self.n)
+        else:
+            probes = torch.randint(0, 2, (1, self.n), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+        measured = operator(rearrange(probes.to(self.zeros()), "k (h w) -> k 1 h w", h=height))
+        self.scale = float(measured.abs().square().sum() / self.n) ** 0.5
 
     def forward(self, s: Tensor) -> Tensor:
         return rearrange(self._operator(self._planes(s)), "p 1 ... -> p (...)") / self.scale
@@ -256,7 +263,8 @@ def sparsity_of(sparsity: int | None, share: float, m: int, n: int) -> int:
         UserError: if more coefficients are asked for than measurements can determine.
     """
     if sparsity is None:
-        return max(1, math.floor(share * m))
+        # Small images that are padded have more measurements than pixels.
+        return min(max(1, math.floor(share * m)), n)
     if not 1 <= sparsity <= min(m, n):
         raise UserError(
             f"sparsity {sparsity} is outside 1..{min(m, n)}: a signal has {m} measurements and {n} coefficients"

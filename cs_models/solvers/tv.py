@@ -57,7 +57,7 @@ class TotalVariation(ConvexSolver):
         self._require(self.weight is None or self.weight > 0, "weight", "more than 0")
 
     @torch.no_grad()
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         check_measurements(y, operator)
         weight = self.weight_for(operator)
         make_step = self._sylvester_step if isinstance(operator, ColumnOperator) else self._split_step
@@ -69,7 +69,8 @@ class TotalVariation(ConvexSolver):
         return 3e-4 + 4 * operator.noise_sigma**2 if self.weight is None else self.weight
 
     def objective(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
-        """``|A x - y|^2 / 2 + weight TV(x)`` of each image ``(N,)``."""
+        """``|A x - y|^2 / 2 + weight TV(x)`` of each image ``(N,)``, for measurements as `prepared` gives them."""
+        y, operator = self.prepared(y, operator)
         steps = gradient(x)
         lengths = torch.hypot(steps[:, 0], steps[:, 1]) if self.isotropic else steps.abs().sum(1)
         data = (operator(x) - y).abs().square().flatten(1).sum(1) / 2

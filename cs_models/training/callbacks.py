@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class ExportCheckpoint(pl.Callback):
 
 
 class Throughput(pl.Callback):
-    """Logs patches a second over all processes, every so many batches."""
+    """Logs patches per second over all processes, at intervals of a number of batches."""
 
     def __init__(self, every_n_batches: int = 50) -> None:
         """
@@ -115,7 +116,8 @@ class StopOnSigterm(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._told = False
-        signal.signal(signal.SIGTERM, self._tell)
+        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
+            signal.signal(signal.SIGTERM, self._tell)
 
     def _tell(self, *_: object) -> None:
         self._told = True

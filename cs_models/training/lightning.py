@@ -9,7 +9,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
@@ -26,7 +25,7 @@ SMALLEST_LOSS = 1e-12  # whose logarithm is still taken; 120 dB for a squared er
 
 
 class NonFiniteLossError(UserError):
-    """Training met a loss that is no finite number."""
+    """The loss of a training step is not a finite number."""
 
 
 class LightningTraining(pl.LightningModule):
@@ -47,6 +46,8 @@ class LightningTraining(pl.LightningModule):
         super().__init__()
         options = method.training_options
         if options.ema_decay is not None:
+            from timm.utils import ModelEmaV3
+
             method.ema = ModelEmaV3(method.network, decay=options.ema_decay, use_warmup=True).requires_grad_(False)
         if options.compile:
             method.compile_layers()
@@ -140,8 +141,9 @@ class LightningTraining(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.method.constrain()
         # Here, and not in a hook at the end of the batch, which runs after a checkpoint of this step is written.
-        if isinstance(self.method.ema, ModelEmaV3):
-            self.method.ema.update(self.method.network, step=self.global_step)
+        average: Any = self.method.ema
+        if average is not None:
+            average.update(self.method.network, step=self.global_step)
 
     # Validation
 

@@ -51,6 +51,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file without their empty cells, and without a last row that was being written; none if no file."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         rows = [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
     return [row for row in rows if row.get("step", "").isdigit()]

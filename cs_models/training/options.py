@@ -31,11 +31,11 @@ class Training:
         weight_decay: decoupled (AdamW).
         ema_decay: decay of the exponential moving average of the weights, which validation and export then use;
             None for none.
-        log_loss: minimise the logarithm of each process's batch loss, which is also what is logged. An error then
-            counts in proportion, at the high ratios, where all errors are small, as much as at the low ones: of a
-            squared error it is the PSNR.
+        log_loss: minimise the logarithm of each process's batch loss, which is also what is logged. A
+            relative change of the error then counts the same at high ratios, where all errors are small, as at low
+            ones; the logarithm of a squared error is the PSNR but for its scale.
         compile: run the network's layers through torch.compile; the first steps take longer.
-        non_finite: what to do where the loss of any process is no finite number: "stop" with an error, or "skip" the
+        non_finite: what to do if the loss of any process is not a finite number: "stop" with an error, or "skip" the
             optimiser's step in all processes and count it.
         panel_images: how many validation images are shown to the logger.
         validation_ratios: CS ratios to validate at; None for those of `sampling`.

@@ -11,7 +11,8 @@ from torch import Tensor
 from cs_models.errors import UserError, nearest
 from cs_models.transforms.dct import OrthonormalTransform
 
-ORTHOGONAL_FAMILIES = ("haar", "db", "sym", "coif", "dmey")
+# PyWavelets calls dmey orthogonal too, but its filter is cut off and so misses it by 1e-3.
+ORTHOGONAL_FAMILIES = ("haar", "db", "sym", "coif")
 
 
 class Wavelet2d(OrthonormalTransform):

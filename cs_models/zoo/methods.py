@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from cs_models.errors import UserError, nearest
 from cs_models.files import shipped
+from cs_models.signatures import parameters
 from cs_models.zoo.own_code import OwnCode
-from cs_models.zoo.settings import typed_settings
+from cs_models.zoo.settings import check_settings, typed_settings
 
 if TYPE_CHECKING:
     from cs_models.reconstruction import Reconstructor
@@ -33,7 +34,7 @@ class Method:
         name: as it is typed.
         target: ``module:Class``, imported when the method is used; the constructor's arguments are its settings.
         summary: one line.
-        operator: what it is measured with where nobody says, see `cs_models.operators.make_operator`.
+        operator: what it is measured with by default, see `cs_models.operators.make_operator`.
     """
 
     name: str
@@ -111,7 +112,12 @@ class MethodSpec:
         Raises:
             UserError: if there is no such file.
         """
-        return OwnCode.find(self.name.split(":")[1])
+        return OwnCode.find(split_settings(self.name)[1])
+
+    @property
+    def own_name(self) -> str:
+        """The name in the user's code of an `own` method."""
+        return split_settings(self.name)[2]
 
     def errors_in_one_line(self) -> AbstractContextManager[None]:
         """Tell errors of the user's own code by file and line; no others."""
@@ -122,7 +128,7 @@ def parse_method(text: str) -> MethodSpec:
     """Read ``NAME``, ``NAME:key=value:key=value``, ``module:FILE.py:NAME:key=value`` or the path of a checkpoint.
 
     Raises:
-        UserError: for an unknown name, a missing file, or settings that are not ``key=value``.
+        UserError: for an unknown name, a missing file, an unknown setting, or settings that are not ``key=value``.
     """
     if text.startswith(OWN):
         return _parse_own(text)
@@ -130,16 +136,20 @@ def parse_method(text: str) -> MethodSpec:
         if not Path(text).is_file():
             raise UserError(f"checkpoint not found: {text}")
         return MethodSpec(text, text)
-    name, *parts = text.split(":")
+    name, *parts = split_settings(text)
     if name not in METHODS and name not in zoo():
         raise UserError(f"unknown method '{name}'{nearest(name, [*METHODS, *zoo(), 'zoo'])}")
     if parts and name not in METHODS:
         raise UserError(f"method '{name}' is a trained network and takes no settings; got '{text}'")
-    return MethodSpec(text, name, _parse_settings(text, name, parts))
+    settings = _parse_settings(text, name, parts)
+    known = parameters(METHODS[name].target) if settings else None
+    if known is not None:
+        check_settings(f"method '{name}'", settings, known)
+    return MethodSpec(text, name, settings)
 
 
 def _parse_own(text: str) -> MethodSpec:
-    _, *parts = text.split(":")
+    _, *parts = split_settings(text)
     if len(parts) < 2 or not all(parts[:2]):
         raise UserError(f"cannot read '{text}'; a method of your own is written module:my_file.py:NAME")
     name = f"{OWN}{parts[0]}:{parts[1]}"
@@ -153,6 +163,11 @@ def _parse_settings(text: str, name: str, parts: Sequence[str]) -> tuple[tuple[s
         if "=" not in part:
             raise UserError(f"cannot read '{part}' in '{text}'; settings are written {name}:key=value:key=value")
     return tuple((key, value) for key, _, value in (part.partition("=") for part in parts))
+
+
+def split_settings(text: str) -> list[str]:
+    """The parts of ``NAME:key=value:key=value``; the colon of a Windows path, as in ``C:\\models``, separates none."""
+    return re.split(r"(?<=^module):|:(?![\\/])", text)
 
 
 def parse_methods(words: Sequence[str], ratios: Sequence[float]) -> list[tuple[MethodSpec, float]]:
@@ -267,7 +282,7 @@ def build_method(spec: MethodSpec | str, ratio: float) -> Reconstructor:
     if spec.own:
         from cs_models.zoo.own_methods import build_own
 
-        return build_own(spec.code, spec.name.split(":")[2], spec.settings, ratio)
+        return build_own(spec.code, spec.own_name, spec.settings, ratio)
     if not spec.training_free:
         from cs_models.zoo.checkpoints import load_checkpoint
 

@@ -1,4 +1,4 @@
-"""The zoo's shelf: put a trained network into ``checkpoints/``, and write the cards that tell what it gives.
+"""Put a trained network into ``checkpoints/``, and write the cards that say what it achieves.
 
 ``cs-models cards add runs/r_coast r_coast --hardware "one H200"`` copies the weights of a training with its
 configuration (`NAME.yaml`) and its log (`NAME.csv`). ``cs-models cards write OUT1 OUT2`` gathers the figures of the
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 
 from cs_models.errors import UserError
 from cs_models.evaluation.report.summary import Summary, summarise
@@ -58,8 +57,8 @@ def add(run: Path, name: str, hardware: str, folder: Path = ZOO) -> Path:
     """
     module = load_checkpoint(run / "model.safetensors")
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        with (run / "metrics.csv").open(newline="") as file:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
             lines = [line for line in csv.DictReader(file) if line.get("val/psnr")]
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the training in {run}: {error}") from error
@@ -76,7 +75,7 @@ def add(run: Path, name: str, hardware: str, folder: Path = ZOO) -> Path:
     kept["trainer"] = {
         key: kept["trainer"][key] for key in ("max_steps", "max_epochs", "precision", "gradient_clip_val")
     }
-    path.with_suffix(".yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+    path.with_suffix(".yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
     columns = ["step", *sorted(key for key in lines[0] if key.startswith("val/") and lines[0][key])]
     write_table(path.with_suffix(".csv"), columns, [[line[column] for column in columns] for line in lines])
     return path
@@ -103,19 +102,21 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO) -> Path:
     cards = [card(name, files, [one for one in summaries if one.method == name]) for name, files in names.items()]
     draw_training(names, folder / "training.png")
     path = folder / "README.md"
-    path.write_text("\n\n".join([HEAD, *cards]) + "\n")
+    path.write_text("\n\n".join([HEAD, *cards]) + "\n", encoding="utf-8")
     return path
 
 
 def draw_training(names: Mapping[str, Mapping[int | None, Path]], path: Path) -> None:
     """Draw the validation PSNR of every network over its training steps, at the lowest of its ratios."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for weights in (file for files in names.values() for file in files.values()):
         log = weights.with_suffix(".csv")
         if not log.exists():
             continue
-        with log.open(newline="") as file:
+        with log.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         lowest = min(column for column in rows[0] if column.startswith("val/psnr_"))
         steps = [int(row["step"]) + 1 for row in rows]
@@ -135,7 +136,7 @@ def card(name: str, files: dict[int | None, Path], summaries: Sequence[Summary])
         facts = [f"**{path.name}**: {parameters:,} parameters, {path.stat().st_size / 2**20:.1f} MiB"]
         config = path.with_suffix(".yaml")
         if config.exists():
-            facts.append(_training(yaml.safe_load(config.read_text()), module.provenance))
+            facts.append(_training(yaml.safe_load(config.read_text(encoding="utf-8")), module.provenance))
         parts.append(". ".join(facts) + ".")
     lines = [
         [

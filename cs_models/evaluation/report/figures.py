@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
 
 from cs_models.errors import UserError
 from cs_models.evaluation.pictures import Pictures, slug
 from cs_models.evaluation.report.summary import Summary, current_rows, label
 from cs_models.evaluation.results import Row
+from datamodules.images import open_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MARKERS = "osD^vP*X<>"
 
@@ -34,7 +36,6 @@ def draw_figures(rows: Sequence[Row], summaries: Sequence[Summary], out: Path) -
         UserError: if a file cannot be written.
     """
     folder = out / "figures"
-    mpl.use("Agg")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return [*_draw_curves(summaries, folder), *_draw_strips(current_rows(rows), out, folder)]
@@ -43,31 +44,35 @@ def draw_figures(rows: Sequence[Row], summaries: Sequence[Summary], out: Path) -
 
 
 def _draw_curves(summaries: Sequence[Summary], folder: Path) -> list[Path]:
-    """PSNR over the ratio and over the time of an image; a figure for each problem, a line for each method."""
+    """PSNR over the ratio and over the time of an image; a figure for each problem of more than one point."""
     problems: dict[str, list[Summary]] = defaultdict(list)
     for summary in summaries:
         problems[problem_title(summary)].append(summary)
-    files = []
-    for title, group in problems.items():
-        figure = Figure(figsize=(12, 4.5), layout="constrained")
-        over_ratio, over_time = figure.subplots(1, 2, sharey=True)
-        lines: dict[str, list[Summary]] = defaultdict(list)
-        for summary in group:
-            lines[label(summary)].append(summary)
-        for index, (name, points) in enumerate(lines.items()):
-            points.sort(key=lambda point: point.ratio)
-            psnr_db = [point.psnr_db for point in points]
-            style = {"marker": MARKERS[index % len(MARKERS)], "label": name}
-            over_ratio.plot([100 * point.ratio for point in points], psnr_db, **style)
-            over_time.plot([1e3 * point.seconds for point in points], psnr_db, **style)
-        over_ratio.set(xlabel="CS ratio in %", ylabel="PSNR in dB", title=title)
-        over_time.set(xlabel="milliseconds an image", xscale="log")
-        over_ratio.legend(fontsize="small")
-        over_ratio.grid(alpha=0.3)
-        over_time.grid(alpha=0.3)
-        files.append(folder / f"psnr_{slug(title)}.png")
-        figure.savefig(files[-1], dpi=120)
-    return files
+    return [_draw_curve(group, title, folder) for title, group in problems.items() if len(group) > 1]
+
+
+def _draw_curve(summaries: Sequence[Summary], title: str, folder: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    over_ratio, over_time = figure.subplots(1, 2, sharey=True)
+    lines: dict[str, list[Summary]] = defaultdict(list)
+    for summary in summaries:
+        lines[label(summary)].append(summary)
+    for index, (name, points) in enumerate(lines.items()):
+        points.sort(key=lambda point: point.ratio)
+        psnr_db = [point.psnr_db for point in points]
+        style = {"marker": MARKERS[index % len(MARKERS)], "label": name}
+        over_ratio.plot([100 * point.ratio for point in points], psnr_db, **style)
+        over_time.plot([1e3 * point.seconds for point in points], psnr_db, **style)
+    over_ratio.set(xlabel="CS ratio in %", ylabel="PSNR in dB", title=title)
+    over_time.set(xlabel="milliseconds per image", xscale="log")
+    over_ratio.legend(fontsize="small")
+    over_ratio.grid(alpha=0.3)
+    over_time.grid(alpha=0.3)
+    path = folder / f"psnr_{slug(title)}.png"
+    figure.savefig(path, dpi=120)
+    return path
 
 
 def _draw_strips(rows: Sequence[Row], out: Path, folder: Path) -> list[Path]:
@@ -86,6 +91,8 @@ def _draw_strips(rows: Sequence[Row], out: Path, folder: Path) -> list[Path]:
 
 
 def _draw_strip(rows: Sequence[Row], title: str, out: Path, path: Path) -> None:
+    from matplotlib.figure import Figure
+
     by_ratio: dict[float, list[Row]] = defaultdict(list)
     for row in rows:
         by_ratio[row.ratio].append(row)
@@ -104,12 +111,12 @@ def _draw_strip(rows: Sequence[Row], title: str, out: Path, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _show(axis: mpl.axes.Axes, path: Path, title: str) -> None:
+def _show(axis: Axes, path: Path, title: str) -> None:
     if path.suffix == ".npy":
         axis.plot(np.load(path, allow_pickle=False), linewidth=0.5)
         axis.set_ylim(0, 1)
     else:
-        axis.imshow(np.asarray(Image.open(path)), cmap="gray", vmin=0, vmax=255)
+        axis.imshow(np.asarray(open_image(path)), cmap="gray", vmin=0, vmax=255)
     axis.set_title(title, fontsize=9)
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import bootstrap
 
-from cs_models.evaluation.report.summary import current_rows, label, means_by, setting_of
+from cs_models.evaluation.report.summary import current_rows, label, means_by, setting_of, with_finite_psnr
 from cs_models.evaluation.results import Row, to_text, write_table
 
 CONFIDENCE = 0.95
@@ -59,7 +58,7 @@ def paired_differences(rows: Iterable[Row]) -> list[Difference]:
         methods[problem][label(row)].append(row)
     result = []
     for (dataset, ratio, channels, noise, bits), by_method in methods.items():
-        scores = {name: means_by(group, "image", "psnr_db") for name, group in by_method.items()}
+        scores = {name: means_by(with_finite_psnr(group), "image", "psnr_db") for name, group in by_method.items()}
         best_first = sorted(scores, key=lambda name: -float(np.mean(list(scores[name].values()))))
         for one, other in combinations(best_first, 2):
             shared = [image for image in scores[one] if image in scores[other]]
@@ -90,6 +89,8 @@ def confidence_interval(values: npt.NDArray[np.float64]) -> tuple[float | None, 
     """Bootstrap interval (percentiles, fixed seed) of the mean; None, None for a single value."""
     if len(values) < 2:
         return None, None
+    from scipy.stats import bootstrap
+
     interval = bootstrap(
         (values,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=0
     ).confidence_interval

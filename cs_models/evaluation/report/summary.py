@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cs_models.evaluation.results import Row, to_text, write_table
+from cs_models.zoo.methods import split_settings
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 
@@ -68,6 +70,8 @@ class Summary:
     Attributes:
         images: number of images.
         seeds: number of draws of the operator.
+        exact: how many images are reconstructed without any error, as constant signals may be. Their PSNR is infinite,
+            so the means of the PSNR leave them out, unless all are exact.
         psnr_db: mean over images; of several draws each image's mean counts once.
         psnr_std: standard deviation over images (of a sample; 0 for one image).
         ssim: as `psnr_db`.
@@ -88,6 +92,7 @@ class Summary:
         mse: mean squared error of signals.
         sparse_rate_dct: mean sparse rate of signals by the DCT.
         sparse_rate_fft: mean sparse rate of signals by the FFT.
+        measured_ratio: mean of the measurements per pixel that were really taken.
     """
 
     method: str
@@ -100,6 +105,7 @@ class Summary:
     precision: str
     schedule: str
     images: int
+    exact: int
     seeds: int
     psnr_db: float
     psnr_std: float
@@ -121,6 +127,7 @@ class Summary:
     mse: float | None
     sparse_rate_dct: float | None
     sparse_rate_fft: float | None
+    measured_ratio: float | None
 
 
 def variant(item: Row | Summary) -> str:
@@ -167,17 +174,19 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 
 def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
-    psnr_images, ssim_images = means_by(rows, "image", "psnr_db"), means_by(rows, "image", "ssim")
-    psnr_seeds, ssim_seeds = means_by(rows, "seed", "psnr_db"), means_by(rows, "seed", "ssim")
+    counted = with_finite_psnr(rows)
+    psnr_images, ssim_images = means_by(counted, "image", "psnr_db"), means_by(rows, "image", "ssim")
+    psnr_seeds, ssim_seeds = means_by(counted, "seed", "psnr_db"), means_by(rows, "seed", "ssim")
     seconds = float(np.mean([row.seconds for row in rows]))
     psnr_db = float(np.mean(list(psnr_images.values())))
     published = published_figures(setting)
     memory = [row.peak_memory_mb for row in rows if row.peak_memory_mb is not None]
-    several = len(psnr_seeds) > 1
+    several = len(ssim_seeds) > 1
     return Summary(
         **setting._asdict(),
-        images=len(psnr_images),
-        seeds=len(psnr_seeds),
+        images=len(ssim_images),
+        exact=len({row.image for row in rows if math.isinf(row.psnr_db)}),
+        seeds=len(ssim_seeds),
         psnr_db=psnr_db,
         psnr_std=_spread(psnr_images.values()),
         ssim=float(np.mean(list(ssim_images.values()))),
@@ -198,7 +207,13 @@ def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
         mse=_mean(row.mse for row in rows),
         sparse_rate_dct=_mean(row.sparse_rate_dct for row in rows),
         sparse_rate_fft=_mean(row.sparse_rate_fft for row in rows),
+        measured_ratio=_mean(row.measured_ratio for row in rows),
     )
+
+
+def with_finite_psnr(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows whose PSNR counts: all but exact reconstructions, unless all are exact."""
+    return [row for row in rows if math.isfinite(row.psnr_db)] or rows
 
 
 def means_by(rows: Iterable[Row], key: str, value: str) -> dict[str, float]:
@@ -225,7 +240,7 @@ def published_figures(setting: Setting) -> list[Published]:
 
 def published_method(method: str) -> str | None:
     """What papers call a method: by its name, or by the start of a checkpoint's file name."""
-    stem = Path(method.partition(":")[0]).stem
+    stem = Path(split_settings(method)[0]).stem
     names = [name for name in PUBLISHED_METHODS if stem == name or stem.startswith((f"{name}_", f"{name}-"))]
     return PUBLISHED_METHODS[max(names, key=len)] if names else None
 
@@ -234,7 +249,7 @@ def published_method(method: str) -> str | None:
 def _published_table() -> dict[str, list[tuple[str, float, str, Published]]]:
     """Method, ratio, channels and figure, by dataset."""
     table: dict[str, list[tuple[str, float, str, Published]]] = defaultdict(list)
-    with PUBLISHED.open(newline="") as file:
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             channels = "rgb" if "RGB" in line["note"] else "luminance"
             # Of the recursion paper's two trainings both are listed, so the note tells them apart.

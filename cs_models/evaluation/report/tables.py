@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cs_models.errors import UserError
+from cs_models.evaluation.protocol import fits_ratio
 from cs_models.evaluation.report.figures import draw_figures, problem_title
 from cs_models.evaluation.report.statistics import Difference, paired_differences, write_differences
 from cs_models.evaluation.report.summary import Summary, label, summarise, variant, write_summary
@@ -60,7 +61,7 @@ def write_report(rows: Sequence[Row], out: Path) -> str:
     ]
     path = out / "report.md"
     try:
-        path.write_text("\n\n".join(sections) + "\n")
+        path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     names = [str(path), *(str(figure) for figure in figures)]
@@ -75,7 +76,7 @@ def append_section(out: Path, section: str) -> None:
     """
     path = out / "report.md"
     try:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(f"\n{section}\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
@@ -93,7 +94,7 @@ def quality_tables(summaries: Sequence[Summary]) -> str:
         for summary in group:
             cells[variant(summary), summary.operator][summary.ratio] = summary
         lines = [
-            [method, operator, *(_quality(by_ratio.get(ratio)) for ratio in ratios)]
+            [method, f"{operator}{_measured(by_ratio)}", *(_quality(by_ratio.get(ratio)) for ratio in ratios)]
             for (method, operator), by_ratio in cells.items()
         ]
         counts = sorted({summary.images for summary in group})
@@ -101,6 +102,9 @@ def quality_tables(summaries: Sequence[Summary]) -> str:
         images = f"{counts[0]} {noun}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} {noun}"
         sections.append(f"## {title}: PSNR in dB / {scores} ({images})")
         sections.append(markdown_table(["method", "operator", *(f"{ratio:g}" for ratio in ratios)], lines))
+        exact = max(summary.exact for summary in group)
+        if exact:
+            sections.append(f"Up to {exact} of them are reconstructed without error, and left out of the mean PSNR.")
     return "\n\n".join(sections)
 
 
@@ -160,6 +164,7 @@ def cost_table(summaries: Sequence[Summary]) -> str:
             label(one),
             one.dataset,
             f"{one.ratio:g}",
+            _optional(one.measured_ratio, lambda real: f"{real:.3g}"),
             f"{one.seconds:.3g}",
             f"{one.images_per_second:.3g}",
             f"{one.parameters:,}",
@@ -173,8 +178,9 @@ def cost_table(summaries: Sequence[Summary]) -> str:
         "method",
         "dataset",
         "ratio",
-        "seconds an image",
-        "images a second",
+        "measured",
+        "seconds per image",
+        "images per second",
         "parameters",
         "giga multiply-adds",
         "iterations",
@@ -190,6 +196,14 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
     padded = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([padded[0], rule, *padded[1:]])
+
+
+def _measured(by_ratio: Mapping[float, Summary]) -> str:
+    """What an operator really measures, where that is more than a tenth off what was asked for."""
+    measured = {ratio: one.measured_ratio for ratio, one in by_ratio.items() if one.measured_ratio is not None}
+    if all(fits_ratio(real, ratio) for ratio, real in measured.items()):
+        return ""
+    return f" (measures {', '.join(f'{real:.3g} at {ratio:g}' for ratio, real in sorted(measured.items()))})"
 
 
 def _quality(summary: Summary | None) -> str:

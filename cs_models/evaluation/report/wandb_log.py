@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import wandb
-from PIL import Image
 
 from cs_models.errors import UserError, first_line
 from cs_models.evaluation.options import Options
@@ -20,6 +19,7 @@ from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.report.figures import problem_title
 from cs_models.evaluation.report.summary import Summary, current_rows, label, summarise
 from cs_models.evaluation.results import Row
+from datamodules.images import open_image
 
 SCORES = ("method", "dataset", "ratio", "image", "seed", "psnr_db", "ssim", "seconds", "operator")
 ERROR_GAIN = 4
@@ -44,7 +44,8 @@ def log_comparison(rows: Sequence[Row], options: Options) -> None:
         with wandb.init(
             project=options.output.wandb, dir=out, job_type="eval", config=_plain(asdict(options)), reinit="create_new"
         ) as run:
-            figures = {f"figures/{path.stem}": wandb.Image(str(path)) for path in sorted(out.glob("figures/*.png"))}
+            files = sorted(out.glob("figures/*.png"))
+            figures = {f"figures/{path.stem}": wandb.Image(open_image(path)) for path in files}
             run.log({"images": _image_table(current_rows(rows), out), **_charts(summaries), **figures})
             for summary in summaries:
                 key = f"{problem_title(summary)}/{summary.ratio:g}/{label(summary)}"
@@ -94,7 +95,7 @@ def _charts(summaries: Sequence[Summary]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> npt.NDArray[np.float32]:
-    return np.asarray(Image.open(path), dtype=np.float32)
+    return np.asarray(open_image(path), dtype=np.float32)
 
 
 def _plain(value: Any) -> Any:

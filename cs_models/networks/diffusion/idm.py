@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -240,18 +240,9 @@ class IDMModule(ReconstructionModule):
     def constrain(self) -> None:
         self.network.constrain()
 
-    @overload
-    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[False] = False) -> Tensor: ...
-
-    @overload
-    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[True]) -> list[Tensor]: ...
-
     @torch.no_grad()
-    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: bool = False) -> Tensor | list[Tensor]:
+    def images(self, y: Tensor, operator: MeasurementOperator, return_all: bool = False) -> list[Tensor]:
         """As in the base class, but a network for colour takes the channels together."""
-        if return_all:
-            return super().reconstruct(y, operator, True)
-        if self.config.channels == 1:
-            return super().reconstruct(y, operator)
-        self.check_operator(operator)
-        return self.evaluated_network.eval()(y, operator).float()
+        if return_all or self.config.channels == 1:
+            return super().images(y, operator, return_all)
+        return [self.evaluated_network.eval()(y, operator).float()]

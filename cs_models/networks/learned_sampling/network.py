@@ -127,6 +127,10 @@ class LearnedSamplingModule(ReconstructionModule):
         source = {"carried_by": "checkpoint", "sha256": tensor_sha256(sampling.matrix())}
         return sampling.operator(image_size, noise_sigma, source)
 
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        """As they are: it works with the matrix that it was trained for."""
+        return y, operator
+
     def check_operator(self, operator: MeasurementOperator) -> None:
         own = self._evaluated_sampling.matrix()
         if not (
@@ -157,12 +161,14 @@ def learned_ratio(sampling: Sampling, name: str) -> float:
     """The one ratio that a network learns its sampling for.
 
     Raises:
-        UserError: if the sampling names several, or no blocks.
+        UserError: if the sampling names several, no blocks or a matrix that is given.
     """
     if len(sampling.ratios) != 1 or sampling.kind != "block":
         raise UserError(
             f"{name} learns the sampling of blocks for one ratio: give one in sampling.ratios, and kind 'block'"
         )
+    if sampling.matrices == "pca":
+        raise UserError(f"{name} learns its sampling, so sampling.matrices 'pca' would change nothing; leave it out")
     return sampling.ratios[0]
 
 

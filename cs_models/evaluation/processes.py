@@ -1,0 +1,86 @@
+"""The processes that share an evaluation: Lightning Fabric's, or this one alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+
+from cs_models.errors import UserError, first_line
+
+# What torchrun, SLURM, LSF, MPI and `fabric run` leave in the environment of the processes that they start.
+LAUNCHED_NAMES = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE"}
+LAUNCHED_PREFIXES = ("TORCHELASTIC_", "SLURM_", "LSB_", "JSM_", "OMPI_", "PMI_", "PMIX_", "MV2_", "LT_")
+
+
+class Processes(Protocol):
+    """What the loop asks of Fabric."""
+
+    @property
+    def device(self) -> torch.device:
+        """That of this process."""
+
+    @property
+    def global_rank(self) -> int:
+        """Number of this process."""
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+
+    def launch(self) -> None:
+        """Start the other processes, or join them."""
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """A process without others. Fabric would do no more for it, and takes three times as long to import as torch."""
+
+    device: torch.device
+    global_rank: int = 0
+    world_size: int = 1
+
+    def launch(self) -> None:
+        """Nothing to start."""
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+
+def launched() -> bool:
+    """Whether a program that starts several processes may have started this one."""
+    return any(name in LAUNCHED_NAMES or name.startswith(LAUNCHED_PREFIXES) for name in os.environ)
+
+
+def processes(device: torch.device, count: int) -> Processes:
+    """The processes for so many devices, not yet launched.
+
+    Raises:
+        UserError: if a launcher started another number of processes.
+    """
+    if count == 1 and not launched():
+        return OneProcess(device)
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    # A process that has finished waits for the others, which may take hours more, at the end.
+    strategy = DDPStrategy(timeout=timedelta(days=7)) if count > 1 else "auto"
+    try:
+        return Fabric(accelerator=device.type, strategy=strategy, devices=count)
+    except (ValueError, RuntimeError) as error:  # SLURM started another number of processes
+        raise UserError(f"--devices {count} cannot be had here: {first_line(error)}") from error
+
+
+def is_first(count: int) -> bool:
+    """Whether this is the first of so many processes, known before they meet, whoever started them."""
+    if count == 1:
+        return True
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0

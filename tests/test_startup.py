@@ -1,0 +1,132 @@
+"""What each command imports before it needs it; the times are `benchmarks/startup.py`'s."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cs_models.evaluation import processes
+from tests.conftest import REPOSITORY
+
+HELPERS = """
+import contextlib, io, sys
+
+def absent(*names):
+    found = sorted({name for name in names if name in sys.modules})
+    assert not found, found
+
+def said(main, words, status):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            ended = main(words.split())
+        except SystemExit as exit:
+            ended = exit.code or 0
+    assert ended == status, (words, ended, printed.getvalue())
+    return printed.getvalue()
+"""
+
+BEFORE_TORCH = """
+from cs_models.cli import evaluate, main, train
+
+heavy = ("torch", "scipy", "matplotlib", "skimage", "pytorch_lightning", "wandb")
+assert "--methods" in said(evaluate.main, "--help", 0)
+listed = said(evaluate.main, "--list", 0)
+assert "clomp" in listed and "Set11" in listed and "r_coast" in listed
+absent(*heavy)
+for words, hint in (
+    ("--methods clomp:epoch=3 --datasets bundled --ratios 0.1", "did you mean 'epochs'?"),
+    ("--methods pinv:a=3 --datasets bundled --ratios 0.1", "has no settings"),
+    ("--methods clmp --datasets bundled --ratios 0.1", "did you mean 'clomp'?"),
+    ("--methods r_cost --datasets bundled --ratios 0.1", "did you mean 'r_coast'?"),
+    ("--methods pinv --datasets bundeld --ratios 0.1", "did you mean 'bundled'?"),
+    ("--methods pinv --image no_such.png --ratios 0.1", "no image 'no_such.png'"),
+    ("--metods pinv", "did you mean 'methods'?"),
+    ("--config training_fre", "error: configuration not found: training_fre; did you mean 'training_free'?"),
+):
+    assert hint in said(evaluate.main, words, 2), words
+for words, hint in (
+    ("fit --config r_cost", "did you mean 'r_coast'?"),
+    ("fitt --config r_coast", "did you mean 'fit'?"),
+    ("--config r_coast --trainer.max_step 5", "did you mean 'max_steps'?"),
+    ("--config r_coast --data.bach_size 4", "did you mean 'batch_size'?"),
+    ("--config r_coast --model.init_args.training.learning_rat 1", "did you mean 'learning_rate'?"),
+):
+    assert hint in said(train.main, words, 2), words
+assert "did you mean 'eval'?" in said(main.main, "evl", 2)
+absent(*heavy)
+"""
+
+BEFORE_THE_REST = """
+from pathlib import Path
+from cs_models import load
+
+light = ("pytorch_lightning", "lightning_fabric", "torchmetrics", "torchvision", "diffusers", "wandb", "timm",
+         "scipy.stats", "torch._dynamo")
+load("r_coast")
+from datamodules.catalog import load_set
+load_set(sys.argv[1])[0]
+absent("skimage", "matplotlib", *light)
+from cs_models.cli import evaluate
+from cs_models.evaluation import loop, measurements, plan
+from cs_models.evaluation.report import cards, merge, tables
+absent("skimage", "matplotlib", *light)
+out = Path(sys.argv[1])
+words = "--image {out}/a.png --channels luminance --ratios 0.1 --device cpu --out {out} --methods pinv,r_coast"
+assert "r_coast" in said(evaluate.main, words.format(out=out), 0)
+absent(*light)
+assert "skimage" in sys.modules and "matplotlib" in sys.modules and (out / "figures/images_image.png").exists()
+"""
+
+BEFORE_TRAINING = """
+import cs_models.cli.training_cli
+absent("timm", "wandb", "diffusers", "skimage")
+"""
+
+
+def run(program: str, *words: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", HELPERS + program, *words], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_lists_and_mistakes_come_before_torch() -> None:
+    run(BEFORE_TORCH)
+
+
+def test_loading_and_evaluating_on_one_device_import_little(tiny_images: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes((tiny_images / "0.png").read_bytes())
+    run(BEFORE_THE_REST, str(tmp_path))
+
+
+@pytest.mark.slow
+def test_training_imports_what_it_needs() -> None:
+    run(BEFORE_TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False), ({"RANK": "0"}, True), ({"SLURM_NTASKS": "2"}, True), ({"LOCAL_RANK": "1"}, True),
+        ({"LT_DEVICES": "2"}, True), ({"OMPI_COMM_WORLD_SIZE": "2"}, True), ({"SLURMY": "1", "PRANK": "1"}, False),
+    ],
+)  # fmt: skip
+def test_a_launcher_is_seen(environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", environment)
+    assert processes.launched() == expected
+
+
+def test_several_devices_and_launched_processes_are_fabrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from lightning_fabric import Fabric
+
+    monkeypatch.setattr("os.environ", {})
+    cpu = torch.device("cpu")
+    assert isinstance(processes.processes(cpu, 1), processes.OneProcess)
+    assert isinstance(processes.processes(cpu, 2), Fabric)
+    monkeypatch.setattr("os.environ", {"LT_PRECISION": "32"})
+    assert isinstance(processes.processes(cpu, 1), Fabric)

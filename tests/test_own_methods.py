@@ -113,8 +113,7 @@ FORMS = {
             def solve(self, y, operator): return operator.adjoint(y)""",
     "our interface": """
         class make(Reconstructor):
-            def solve(self, y, operator): return Solution(operator.adjoint(y), iterations=torch.ones(len(y)))
-            def _solve(self, y, operator): return self.solve(y, operator)
+            def _solve(self, y, operator): return Solution(operator.adjoint(y), iterations=torch.ones(len(y)))
             def settings(self): return {}""",
     "closure": """
         def make(scale: float = 1.0):
@@ -196,7 +195,7 @@ MISTAKES = {
     "def make(): return lambda y, A, At: At(y)[..., 1:]": r"gives the shape \(1, 1, 48, 47\); expected",
     "def make(): return lambda y, A, At: At(y).sum()": r"gives the shape \(\)",
     "def make(): return lambda y, A, At: None": r"gives a NoneType; expected a tensor",
-    "def make(): return lambda y, A, At: At(y) / 0": r"numbers that are not finite",
+    "def make(): return lambda y, A, At: At(y) / 0": r"mine\.py:make gave values that are not finite",
     "def make():\n  def method(y, A, At):\n    return y @ y\n  return method": r"mine\.py, line 7: RuntimeError: ",
     "class make:\n  def solve(self, y):\n    return y": r"mine\.py:make: it is called with \(y, operator\)",
     "class make(nn.Module):\n  def forward(self, y):\n    return y": r"mine\.py:make: it is called with \(y, A, At\)",

@@ -118,10 +118,6 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what would start and go wrong later, and choose the folder of the run."""
         config = self.config[self.config.subcommand]
-        for section in ("network", "training"):
-            # A section that is left out is None here, in place of the defaults of the class.
-            if config.model.init_args.get(section) is None:
-                config.model.init_args.pop(section, None)
         check_trainer(config.trainer, config.data)
         self._check_strategy(config)
         if self.config.subcommand == "fit":

@@ -90,7 +90,7 @@ class Candidate:
         }
         if self.spec.own:
             # Not the path, which may be another on another machine.
-            given = [self.spec.name.split(":")[2], *(pair for pair in self.spec.settings if pair[0] != "checkpoint")]
+            given = [self.spec.own_name, *(pair for pair in self.spec.settings if pair[0] != "checkpoint")]
             facts |= {"method": "own", "source": self.spec.code.sha256, "given": given}
         return facts if self.tiling is None else facts | {"tiling": asdict(self.tiling)}
 

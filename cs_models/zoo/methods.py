@@ -15,7 +15,7 @@ from cs_models.errors import UserError, nearest
 from cs_models.files import shipped
 from cs_models.signatures import parameters
 from cs_models.zoo.own_code import OwnCode
-from cs_models.zoo.settings import check_known, typed_settings
+from cs_models.zoo.settings import check_settings, typed_settings
 
 if TYPE_CHECKING:
     from cs_models.reconstruction import Reconstructor
@@ -112,7 +112,12 @@ class MethodSpec:
         Raises:
             UserError: if there is no such file.
         """
-        return OwnCode.find(self.name.split(":")[1])
+        return OwnCode.find(split_settings(self.name)[1])
+
+    @property
+    def own_name(self) -> str:
+        """The name in the user's code of an `own` method."""
+        return split_settings(self.name)[2]
 
     def errors_in_one_line(self) -> AbstractContextManager[None]:
         """Tell errors of the user's own code by file and line; no others."""
@@ -138,8 +143,8 @@ def parse_method(text: str) -> MethodSpec:
         raise UserError(f"method '{name}' is a trained network and takes no settings; got '{text}'")
     settings = _parse_settings(text, name, parts)
     known = parameters(METHODS[name].target) if settings else None
-    for key, _ in settings if known is not None else ():
-        check_known(f"method '{name}'", key, known or ())
+    if known is not None:
+        check_settings(f"method '{name}'", settings, known)
     return MethodSpec(text, name, settings)
 
 
@@ -162,7 +167,7 @@ def _parse_settings(text: str, name: str, parts: Sequence[str]) -> tuple[tuple[s
 
 def split_settings(text: str) -> list[str]:
     """The parts of ``NAME:key=value:key=value``; the colon of a Windows path, as in ``C:\\models``, separates none."""
-    return re.split(r":(?![\\/])", text)
+    return re.split(r"(?<=^module):|:(?![\\/])", text)
 
 
 def parse_methods(words: Sequence[str], ratios: Sequence[float]) -> list[tuple[MethodSpec, float]]:
@@ -277,7 +282,7 @@ def build_method(spec: MethodSpec | str, ratio: float) -> Reconstructor:
     if spec.own:
         from cs_models.zoo.own_methods import build_own
 
-        return build_own(spec.code, spec.name.split(":")[2], spec.settings, ratio)
+        return build_own(spec.code, spec.own_name, spec.settings, ratio)
     if not spec.training_free:
         from cs_models.zoo.checkpoints import load_checkpoint
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator
-from cs_models.reconstruction import Reconstructor, Solution
+from cs_models.reconstruction import Reconstructor, Solution, check_finite
 from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.checkpoints import load_checkpoint
 from cs_models.zoo.own_code import OwnCode
@@ -61,29 +61,31 @@ class OwnMethod(Reconstructor):
         self._weights = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
     @torch.no_grad()
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         """Reconstruct without gradients, which ``torch.enable_grad()`` in the user's code turns on.
 
         Raises:
-            UserError: if the result is no finite tensor ``(N, C, H, W)``.
+            UserError: if the result is no tensor ``(N, C, H, W)``.
         """
-        solution = self._solve(y, operator)
+        solution = self._called(y, operator)
         expected = (*y.shape[:2], *operator.image_size)
         if not isinstance(solution.x, Tensor):
             raise UserError(f"{self.title} gives a {type(solution.x).__name__}; expected a tensor of shape {expected}")
         if solution.x.shape != expected:
             raise UserError(f"{self.title} gives the shape {tuple(solution.x.shape)}; expected (N, C, H, W) {expected}")
-        if not solution.x.isfinite().all():
-            raise UserError(f"{self.title} gives numbers that are not finite")
         return solution
 
-    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _called(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         if self._interface in ("solve", "reconstruct"):
             result = getattr(self.target, self._interface)(y, operator)
             return result if isinstance(result, Solution) else Solution(result)
         x = self.target(rearrange(y, "n c ... -> (n c) 1 ..."), operator, operator.adjoint)
         whole = isinstance(x, Tensor) and x.ndim == 4 and len(x) == y.shape[0] * y.shape[1]
         return Solution(rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]) if whole and x.shape[1] == 1 else x)
+
+    def check_result(self, x: Tensor) -> None:
+        if x.device.type == "cpu":
+            check_finite(x, self.title)
 
     def settings(self) -> dict[str, Any]:
         return {"weights": self._weights}

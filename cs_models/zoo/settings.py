@@ -21,12 +21,13 @@ def parameters_of(make: Callable[..., Any], title: str) -> Mapping[str, inspect.
         raise UserError(f"{title} does not say what arguments it takes; name a function around it") from None
 
 
-def check_known(title: str, key: str, known: Collection[str]) -> None:
-    """Raise UserError, with the nearest name, if a method has no such setting."""
-    if key not in known:
-        if not known:
-            raise UserError(f"{title} has no settings; got '{key}'")
-        raise UserError(f"{title} has no setting '{key}'{nearest(key, known)}")
+def check_settings(title: str, settings: Sequence[tuple[str, str]], known: Collection[str]) -> None:
+    """Raise UserError for a setting that a class or function does not have."""
+    for key, _ in settings:
+        if key not in known:
+            if not known:
+                raise UserError(f"{title} has no settings; got '{key}'")
+            raise UserError(f"{title} has no setting '{key}'{nearest(key, known)}")
 
 
 def typed_settings(make: Callable[..., Any], title: str, settings: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -45,9 +46,9 @@ def typed_settings(make: Callable[..., Any], title: str, settings: Sequence[tupl
     from jsonargparse import ArgumentError, ArgumentParser
 
     parameters = parameters_of(make, title)
+    check_settings(title, settings, parameters)
     values: dict[str, Any] = {}
     for key, text in settings:
-        check_known(title, key, parameters)
         # The others may be of types that no command line gives, or required and given elsewhere.
         parser, others = ArgumentParser(exit_on_error=False), set[str | int](parameters) - {key}
         add = parser.add_class_arguments if isinstance(make, type) else parser.add_function_arguments

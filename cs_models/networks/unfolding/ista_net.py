@@ -219,10 +219,6 @@ class ISTANetModule(OneMatrixModule):
         if network.start == "linear" and network.rows is None:
             self.carried.add_matrix(self.bank.matrix(sampling.ratios[0]))
 
-    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
-        """As they are: it works with the matrix that it was trained for."""
-        return y, operator
-
     def check_operator(self, operator: MeasurementOperator) -> None:
         if self.config.start == "adjoint":
             if isinstance(operator, BlockOperator):

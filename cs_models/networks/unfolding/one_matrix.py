@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
@@ -30,6 +31,10 @@ class OneMatrixModule(UnfoldingModule):
                 f"{self.title} is trained for one ratio and one matrix: give one sampling ratio, matrices_per_ratio 1"
             )
         super().__init__(network, config, training)
+
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        """As they are: it works with the matrix that it was trained for."""
+        return y, operator
 
     def check_operator(self, operator: MeasurementOperator) -> None:
         matrices = list(self.carried.buffers())

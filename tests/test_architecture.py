@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cs_models"
 # From the bottom up; each may import what stands below it.
 LAYERS = [
     {"errors", "files", "precision", "host_memory", "settings", "signatures"},
-    {"numerics", "transforms", "moments", "arrays"},
+    {"numerics", "transforms", "moments", "arrays", "locks"},
     {"metrics"},
     {"operators"},
     {"reconstruction"},

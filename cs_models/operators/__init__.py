@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from cs_models.errors import UserError, nearest
-from cs_models.operators.bank import Sampling, SamplingBank
+from cs_models.host_memory import check_memory
+from cs_models.operators.bank import MOST_NOISE, Sampling, SamplingBank
 from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
@@ -26,6 +29,7 @@ from cs_models.operators.pixel import PixelOperator
 from cs_models.operators.radon import RadonOperator, views_for_ratio
 from cs_models.operators.structured import StructuredOperator
 from cs_models.operators.transform2d import Transform2dOperator
+from cs_models.settings import check_range
 
 __all__ = [
     "BlockOperator",
@@ -76,6 +80,11 @@ def make_operator(
         UserError: for an unknown name, a ratio outside (0, 1] or a file that does not fit.
     """
     check_ratio(ratio)
+    check_range("the seed of a random operator", seed, 0, 2**32 - 1)
+    check_range("noise_sigma", noise_sigma, 0, MOST_NOISE)
+    height, width = image_size
+    # Some images, their measurements, and where in the image each number of these comes from.
+    check_memory(64 * height * width, f"measuring an image of {height}x{width}")
     if not isinstance(spec, str):
         matrix = check_matrix(spec)
         source = {"matrix": "given", "sha256": tensor_sha256(matrix)}
@@ -88,7 +97,7 @@ def make_operator(
     principal = name == "block" and size.split(":")[0] == "pca"
     if principal:
         size = size.removeprefix("pca").removeprefix(":")
-    if size and (name not in SIZED or not size.isdecimal() or int(size) < 1):
+    if size and (name not in SIZED or not re.fullmatch(r"0*[1-9]\d{0,8}", size)):
         raise UserError(
             f"cannot read the operator '{spec}'; a number belongs to {', '.join(SIZED)}, as in block:32; "
             "principal components are block:pca and block:pca:32"
@@ -113,7 +122,7 @@ def make_operator(
 def _radon(ratio: float, image_size: tuple[int, int], views: str, noise_sigma: float) -> RadonOperator:
     expected = views_for_ratio(ratio, image_size)
     if views and int(views) != expected:
-        share = RadonOperator(image_size, int(views)).ratio
+        share = int(views) * max(image_size) / math.prod(image_size)
         size = f"{image_size[0]}x{image_size[1]}"
         raise UserError(
             f"{views} views measure a {size} image at ratio {share:.3g}, and ratio {ratio:g} means {expected} views; "

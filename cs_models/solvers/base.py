@@ -17,6 +17,9 @@ from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.matrices import module_sha256
 from cs_models.reconstruction import Reconstructor
 
+# Seeds go up to it; weights and steps far below it have lost all meaning.
+LARGEST_SETTING = 2**32
+
 
 @dataclass(kw_only=True)
 class IterativeSolver(Reconstructor):
@@ -33,6 +36,10 @@ class IterativeSolver(Reconstructor):
 
     def __post_init__(self) -> None:
         self._require(self.time_limit is None or self.time_limit > 0, "time_limit", "more than 0 seconds")
+        for name, value in vars(self).items():
+            if isinstance(value, int | float):  # no setting of a solver makes sense below 0; NaN fails here too
+                self._require(0 <= value <= LARGEST_SETTING, name, "0 or more, and a number that float32 can work with")
+        self._require(getattr(self, "sparsity", None) != 0, "sparsity", "at least 1")
 
     def settings(self) -> dict[str, Any]:
         fields = (field.name for field in dataclasses.fields(self) if field.name != "progress")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from cs_models.errors import UserError, nearest
-from cs_models.files import shipped
+from cs_models.files import is_file, shipped
 from cs_models.signatures import parameters
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def parse_method(text: str) -> MethodSpec:
         UserError: for an unknown name, a missing file, an unknown setting, or settings that are not ``key=value``.
     """
     if text.endswith(CHECKPOINT_SUFFIXES):
-        if not Path(text).is_file():
+        if not is_file(text):
             raise UserError(f"checkpoint not found: {text}")
         return MethodSpec(text, text)
     name, *parts = split_settings(text)
@@ -258,13 +259,21 @@ def construct(cls: type[Reconstructor], spec: MethodSpec) -> Reconstructor:
     parser.add_class_arguments(cls, "settings")
     values: dict[str, Any] = {}
     _check_settings(spec.name, spec.settings, known)
+    hints = get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
     for key, text in spec.settings:
+        if _takes_functions(hints.get(key)):
+            raise UserError(f"method '{spec.name}': {key} is a function, which Python sets and no command line")
         try:
             values[key] = parser.parse_args([f"--settings.{key}={text}"]).settings[key]
-        except ArgumentError:
+        except (ArgumentError, RecursionError, TypeError, ValueError):
             expected = known[key].annotation
             raise UserError(f"method '{spec.name}': {key}={text} is not of type {expected}") from None
     return cls(**values)
+
+
+def _takes_functions(kind: Any) -> bool:
+    """Whether a type is that of functions, or a union with it."""
+    return get_origin(kind) is Callable or any(map(_takes_functions, get_args(kind) if kind is not None else ()))
 
 
 def list_methods() -> Sequence[tuple[str, str]]:

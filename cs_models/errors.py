@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
 # Of a message to the user; names that they gave may be as long as the command line.
 LONGEST_LINE = 1000
+# How gloo and NCCL tell that the other end of a connection is gone.
+_CONNECTION = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|gloo.*(timed out|Timed out)|Socket Timeout|NCCL.*remote process",
+    re.DOTALL,
+)
 
 
 class UserError(ValueError):
@@ -18,6 +24,10 @@ class UserError(ValueError):
     The message is one line: what was wrong, what was expected, what to do. The command-line programs print it
     and exit with status 2; a traceback would add nothing.
     """
+
+
+class LostProcessError(UserError):
+    """One of the processes that share a run is gone."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -73,6 +83,14 @@ def find_user_error(error: BaseException) -> UserError | None:
     while link is not None and not isinstance(link, UserError):
         link = link.__cause__ or link.__context__
     return link
+
+
+def lost_process(error: BaseException) -> LostProcessError | None:
+    """What to say where one of several processes ended and torch tells the others in a hundred lines; else None."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "DistError" in kinds or ("RuntimeError" in kinds and _CONNECTION.search(str(error))):
+        return LostProcessError("another process of this run ended: killed, out of memory, or by an error of its own")
+    return None
 
 
 def one_line(message: str) -> str:

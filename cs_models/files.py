@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file of this name; no for names that no system takes, for which `Path.is_file` raises."""
+    return os.path.isfile(path)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder of this name; no for names that no system takes, for which `Path.is_dir` raises."""
+    return os.path.isdir(path)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cs_models.arrays import read_npy
 from cs_models.errors import UserError, nearest
+from cs_models.files import is_file
 from datamodules.catalog import resolve_data_dir
 from datamodules.tables import TableOptions, numbered, parse_options, read_table
 
@@ -123,7 +124,7 @@ def names_signals(name: str) -> bool:
 
 def split_source(source: str) -> tuple[str, str]:
     """The file and the options in ``FILE:key=value:key=value``, such as ``log.csv:columns=a+b:decimal=comma``."""
-    match = None if Path(source).is_file() else _SOURCE.fullmatch(source)
+    match = None if is_file(source) else _SOURCE.fullmatch(source)
     return (match["file"], match["options"] or "") if match else (source, "")
 
 
@@ -197,7 +198,7 @@ def load_signals(
         file, words = split_source(str(source))
         path, options = Path(file), options or parse_options(words)
         missing = missing if options.missing is None else options.missing
-    if not path.is_file():
+    if not is_file(path):
         where = "; name the data directory with --data_dir, or put the file there"
         hint = f"{where} ({known.citation})" if known else nearest(str(source), SIGNALS)
         raise UserError(f"no signal file '{path}'{hint}")

@@ -130,7 +130,7 @@ def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: py
     def refuse(descriptor: int, **_: Any) -> bool:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(results, "lock_descriptor", refuse)
+    monkeypatch.setattr("cs_models.locks.lock_descriptor", refuse)
     with pytest.raises(UserError, match=r"cannot lock the folder .*: Function"), only_writer(tmp_path):
         pass
 

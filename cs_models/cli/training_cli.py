@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer as LightningTrainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cs_models.cli.configs import renamed
 from cs_models.cli.training_checks import check_together, check_trainer
 from cs_models.errors import UserError, first_line
+from cs_models.locks import holding
 from cs_models.settings import check_range
-from cs_models.training.callbacks import ExportCheckpoint, FaultReport, LogConfig, StopOnSigterm, Throughput
+from cs_models.training.callbacks import ExportCheckpoint, FaultReport, FolderLock, LogConfig, StopOnSigterm, Throughput
 from cs_models.training.checkpoint_io import TrainingCheckpoint
 from cs_models.training.lightning import LightningTraining
 from cs_models.training.module import ReconstructionModule
@@ -55,6 +58,7 @@ def run(words: Sequence[str] | None) -> LightningCLI:
         seed_everything_default=0,
         trainer_defaults={
             "callbacks": [
+                FolderLock(),
                 ExportCheckpoint(),
                 Throughput(),
                 LearningRateMonitor("step"),
@@ -85,6 +89,11 @@ class TrainCLI(LightningCLI):
     """Errors are raised for the caller to show, and a checkpoint never overrides what the user wrote."""
 
     model: LightningTraining
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Parse and run, and hold the folder of the training until then."""
+        with ExitStack() as self._held:
+            super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: object) -> LightningArgumentParser:
         return super().init_parser(**kwargs, exit_on_error=False)
@@ -122,6 +131,7 @@ class TrainCLI(LightningCLI):
         self._check_strategy(config)
         if self.config.subcommand == "fit":
             self._choose_folder(config)
+            self._hold_folder(config)
 
     def instantiate_classes(self) -> None:
         try:
@@ -168,6 +178,14 @@ class TrainCLI(LightningCLI):
             init.name = continued[0].name
         elif not last:
             init.name = next_name(runs, init.name)
+
+    def _hold_folder(self, config: Any) -> None:
+        """Refuse a second training in the folder of one that runs; other processes ask later, see `FolderLock`."""
+        logger = config.trainer.logger
+        ours = getattr(logger, "class_path", "").endswith(".ContinuedCSVLogger")
+        if ours and getattr(rank_zero_only, "rank", 0) == 0:
+            init = logger.init_args
+            self._held.enter_context(holding(Path(init.save_dir) / init.name / (init.version or ""), "training"))
 
     def _check_last(self) -> None:
         """Refuse ``--ckpt_path last`` where there is no checkpoint; Lightning would start anew."""

@@ -44,7 +44,9 @@ def run(plan: Plan) -> list[Row]:
     execution, folder = plan.options.execution, plan.options.output.out
     group = processes(plan.device, execution.devices)
     if not is_first(execution.devices):
-        _Worker(plan, group).run()
+        worker = _Worker(plan, group)
+        with only_writer(folder, first=False):
+            worker.run()
         return []
     with only_writer(folder):
         table = ResultsFile(folder)

@@ -16,6 +16,7 @@ from cs_models.evaluation.pictures import slug, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
+from cs_models.files import is_file
 from cs_models.numerics import relative
 from cs_models.operators import MeasurementOperator, make_operator, names_file, split_kind
 from cs_models.operators.matrices import load_matrix
@@ -84,7 +85,7 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
     Raises:
         UserError: if the file is missing or unreadable, or its shape or kind of numbers does not fit the operator.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise UserError(f"measurements not found: {path}")
     array = read_npy(Path(path))
     if array.dtype.kind not in "fiuc" or not np.isfinite(array).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -352,6 +353,8 @@ def choose_device(name: str | None, devices: int = 1) -> torch.device:
     kind = name or ("cuda" if available else "cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("this machine has no Apple GPU that torch can use; use --device cpu")
+    if kind != "cuda" and devices > max(64, 4 * (os.cpu_count() or 1)):
+        raise UserError(f"--devices {devices} are too many processes for this machine")
     if kind == "cuda" and available < devices:
         raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
     return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)

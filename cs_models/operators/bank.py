@@ -26,7 +26,7 @@ from cs_models.settings import check_distinct, check_range
 
 # Training matrices have seeds from here on, so that evaluation, whose seeds are small, meets unseen ones.
 FIRST_TRAINING_SEED = 100_000
-# For pixels in 0..255; far beyond what leaves anything of an image.
+# Of the noise, for pixels in 0..255; far beyond what leaves anything of an image.
 MOST_NOISE = 10_000
 SMALLEST_RATIO_STEP = 0.001
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from cs_models.arrays import read_mat, read_npy
 from cs_models.errors import UserError
+from cs_models.files import is_file
 from cs_models.host_memory import check_memory
 
 
@@ -103,7 +103,7 @@ def load_matrix(path: str | Path, key: str = "phi") -> Tensor:
         UserError: if the file is missing, unreadable, of another type, or not a finite real matrix.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # Path's own raises for names that are too long
+    if not is_file(path):
         raise UserError(f"matrix file not found: {path}; give an existing .npy or .mat file")
     suffix = path.suffix.lower()
     if suffix not in (".npy", ".mat"):

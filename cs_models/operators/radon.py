@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.host_memory import check_memory
 from cs_models.operators.base import MeasurementOperator, full_precision
 from cs_models.operators.checks import check_image_size
 from cs_models.operators.matrices import check_ratio
@@ -50,7 +51,7 @@ class RadonOperator(MeasurementOperator):
             noise_sigma: see `MeasurementOperator`.
 
         Raises:
-            UserError: without a view.
+            UserError: without a view, or with more than fit into memory.
         """
         if views < 1:
             raise UserError(f"tomography needs at least 1 view, got {views}")
@@ -58,6 +59,8 @@ class RadonOperator(MeasurementOperator):
         detectors = max(height, width)
         super().__init__(image_size, views * detectors / (height * width) if ratio is None else ratio, noise_sigma)
         self.views, self.detectors = views, detectors
+        # Two detectors a pixel and view: their places, weights, and what is kept of both.
+        check_memory(90 * views * height * width, f"{views} views of an image of {height}x{width}")
         rows, columns, weights = _projections(height, width, views, detectors)
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
@@ -88,7 +91,7 @@ class RadonOperator(MeasurementOperator):
         """
         nearest = views_for_ratio(ratio, image_size)
         if views is not None and views != nearest:
-            share = cls(image_size, views).ratio
+            share = views * max(image_size) / math.prod(image_size)
             size = f"{image_size[0]}x{image_size[1]}"
             raise UserError(
                 f"{views} views measure a {size} image at ratio {share:.3g}, and ratio {ratio:g} means {nearest} "

@@ -20,6 +20,8 @@ from cs_models.reconstruction import Reconstructor
 
 # Pixels of an image up to which the norms of an operator's columns are computed, and not estimated.
 SMALL = 32 * 32
+# Seeds go up to it; weights and steps far below it have lost all meaning.
+LARGEST_SETTING = 2**32
 
 
 @dataclass(kw_only=True)
@@ -39,6 +41,10 @@ class IterativeSolver(Reconstructor):
 
     def __post_init__(self) -> None:
         self._require(self.time_limit is None or self.time_limit > 0, "time_limit", "more than 0 seconds")
+        for name, value in vars(self).items():
+            if isinstance(value, int | float):  # no setting of a solver makes sense below 0; NaN fails here too
+                self._require(0 <= value <= LARGEST_SETTING, name, "0 or more, and a number that float32 can work with")
+        self._require(getattr(self, "sparsity", None) != 0, "sparsity", "at least 1")
 
     def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
         """With orthonormal rows, or columns of norm 1: weights, thresholds and tolerances are made for these."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cs_models.errors import UserError, first_line
-from cs_models.files import shipped
+from cs_models.files import is_file, shipped
 from cs_models.host_memory import check_memory
 from cs_models.settings import plain_values
 from cs_models.training.torch_files import check_tensor, read_torch_file
@@ -40,7 +39,7 @@ def find_checkpoint(path: str | Path) -> Path:
     folder = shipped("checkpoints")
     name = path.as_posix().removeprefix("checkpoints/")
     for candidate in (path, folder / name, folder / f"{name}.safetensors"):
-        if os.path.isfile(candidate):  # Path's own raises for names that are too long
+        if is_file(candidate):
             return candidate
     raise UserError(f"checkpoint not found: {path}; give a .safetensors or .ckpt file, or the name of a shipped one")
 

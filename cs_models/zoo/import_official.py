@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import _codecs
 import math
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cs_models.errors import CommandParser, UserError, report
+from cs_models.files import is_file
 from cs_models.networks.learned_sampling.network import LearnedSamplingModule, learned_sampling
 from cs_models.networks.learned_sampling.opine_net import OPINENetConfig, OPINENetModule
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
@@ -93,7 +93,7 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, truncated, holds code, or holds no tensors.
     """
-    if not os.path.isfile(path):  # Path's own raises for names that are too long
+    if not is_file(path):
         raise UserError(f"released checkpoint not found: {path}")
     with torch.serialization.safe_globals(ALLOWED_GLOBALS):
         content = read_torch_file(path, old=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cs_models.errors import UserError, nearest
-from cs_models.files import shipped
+from cs_models.files import is_file, shipped
 from cs_models.signatures import parameters
 from cs_models.zoo.own_code import OwnCode
 from cs_models.zoo.settings import check_settings, typed_settings
@@ -133,7 +133,7 @@ def parse_method(text: str) -> MethodSpec:
     if text.startswith(OWN):
         return _parse_own(text)
     if text.endswith(CHECKPOINT_SUFFIXES):
-        if not Path(text).is_file():
+        if not is_file(text):
             raise UserError(f"checkpoint not found: {text}")
         return MethodSpec(text, text)
     name, *parts = split_settings(text)

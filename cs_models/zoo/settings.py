@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cs_models.errors import UserError, nearest
 
@@ -48,14 +49,22 @@ def typed_settings(make: Callable[..., Any], title: str, settings: Sequence[tupl
     parameters = parameters_of(make, title)
     check_settings(title, settings, parameters)
     values: dict[str, Any] = {}
+    hints = get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)  # type: ignore[misc]
     for key, text in settings:
+        if _takes_functions(hints.get(key)):
+            raise UserError(f"{title}: {key} is a function, which Python sets and no command line")
         # The others may be of types that no command line gives, or required and given elsewhere.
         parser, others = ArgumentParser(exit_on_error=False), set[str | int](parameters) - {key}
         add = parser.add_class_arguments if isinstance(make, type) else parser.add_function_arguments
         add(make, "settings", fail_untyped=False, skip=others)
         try:
             values[key] = parser.parse_args([f"--settings.{key}={text}"]).settings[key]
-        except ArgumentError:
+        except (ArgumentError, RecursionError, TypeError, ValueError):
             expected = parameters[key].annotation
             raise UserError(f"{title}: {key}={text} is not of type {expected}") from None
     return values
+
+
+def _takes_functions(kind: Any) -> bool:
+    """Whether a type is that of functions, or a union with it."""
+    return get_origin(kind) is Callable or any(map(_takes_functions, get_args(kind) if kind is not None else ()))

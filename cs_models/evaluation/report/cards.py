@@ -7,8 +7,8 @@ zoo's networks from results folders of `eval.py` in ``checkpoints/results.csv`` 
 
 from __future__ import annotations
 
-import argparse
 import csv
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from cs_models.errors import UserError
+from cs_models.errors import CommandParser, UserError, first_line, report
 from cs_models.evaluation.report.summary import summarise
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import ResultsFile, from_text, to_text, write_table
@@ -71,26 +71,29 @@ def add(run: Path, name: str, hardware: str, folder: Path = ZOO) -> Path:
     Raises:
         UserError: if a file is missing or damaged.
     """
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise UserError(f"'{name}' cannot be the name of a network in the zoo; take letters, digits, _ and -")
     module = load_checkpoint(run / "model.safetensors")
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
             lines = [line for line in csv.DictReader(file) if line.get("val/psnr")]
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the training in {run}: {error}") from error
+        kept = {part: dict(config[part]) for part in ("model", "data", "trainer")}
+        kept["trainer"] = {
+            key: kept["trainer"][key] for key in ("max_steps", "max_epochs", "precision", "gradient_clip_val")
+        }
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, csv.Error) as error:
+        reason = first_line(error)
+        raise UserError(f"cannot read the training in {run}: {type(error).__name__}, {reason}") from error
     if not lines:
         raise UserError(f"{run}/metrics.csv has no validation; train with a validation set")
     module.provenance |= {"hardware": hardware}
     path = save_checkpoint(module, folder / f"{name}.safetensors")
-    kept = {"model": config["model"], "data": config["data"], "trainer": config["trainer"]}
     # Where files were on the machine of the training says nothing about the training.
     kept["data"].pop("data_dir", None)
     training = kept["model"].get("init_args", {}).get("training", {})
     if training.get("start_from"):
         training["start_from"] = Path(training["start_from"]).name
-    kept["trainer"] = {
-        key: kept["trainer"][key] for key in ("max_steps", "max_epochs", "precision", "gradient_clip_val")
-    }
     path.with_suffix(".yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
     columns = ["step", *sorted(key for key in lines[0] if key.startswith("val/") and lines[0][key])]
     write_table(path.with_suffix(".csv"), columns, [[line[column] for column in columns] for line in lines])
@@ -205,7 +208,7 @@ def _earlier_steps(provenance: Mapping[str, Any]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="cs-models cards", description="Put networks into the zoo.")
+    parser = CommandParser(prog="cs-models cards", description="Put networks into the zoo.")
     commands = parser.add_subparsers(dest="command", required=True)
     adding = commands.add_parser("add", help="copy a training's weights, configuration and log into checkpoints/")
     adding.add_argument("run", type=Path, help="folder of the training")
@@ -213,15 +216,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adding.add_argument("--hardware", required=True, help="what it was trained on, in words")
     writing = commands.add_parser("write", help="write checkpoints/README.md and results.csv")
     writing.add_argument("folders", nargs="+", type=Path, help="results folders of eval.py")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         if options.command == "add":
             print(add(options.run, options.name, options.hardware))
         else:
             print(write_cards(options.folders))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
+    except OSError as error:
+        return report(f"cannot write the card: {error.strerror}, {error.filename}")
     return 0
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cs_models.errors import UserError, first_line, nearest
-from cs_models.files import is_folder
+from cs_models.files import is_folder, replacing
 from cs_models.host_memory import check_memory
 
 logger = logging.getLogger(__name__)
@@ -237,9 +237,8 @@ def write_png(path: str | Path, image: npt.NDArray[np.floating]) -> None:
         UserError: where the file cannot be written.
     """
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    partial = Path(f"{path}.partial")
     try:
-        Image.fromarray(pixels).save(partial, format="PNG")
-        partial.replace(path)
+        with replacing(path) as partial:
+            Image.fromarray(pixels).save(partial, format="PNG")
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from filelock import lock_descriptor
 
 from cs_models.errors import UserError
+from cs_models.files import replacing
 from cs_models.locks import holding
 
 TABLE = "per_image.csv"
@@ -194,10 +195,9 @@ def write_table(path: Path, columns: Iterable[str], lines: Iterable[Iterable[str
     Raises:
         UserError: if it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(b"".join(map(_line, [columns, *lines])))
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(b"".join(map(_line, [columns, *lines])))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

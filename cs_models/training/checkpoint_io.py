@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from cs_models.errors import UserError
+from cs_models.files import replacing
 from cs_models.training.torch_files import check_archive, why_unreadable
 
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError)
@@ -35,20 +36,15 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint; where that fails, say so, and keep what was there."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
+            with replacing(path) as partial, open(partial, "wb") as file:
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
         except OSError as error:
             self._last_write_failed = True
-            partial.unlink(missing_ok=True)
             rank_zero_warn(f"checkpoint {path} was not written ({error.strerror}); training goes on, older ones stay")
         else:
             self._last_write_failed = False

@@ -7,7 +7,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 # Of a message to the user; names that they gave may be as long as the command line.
 LONGEST_LINE = 1000
@@ -16,6 +16,9 @@ _CONNECTION = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|gloo.*(timed out|Timed out)|Socket Timeout|NCCL.*remote process",
     re.DOTALL,
 )
+
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 class UserError(ValueError):
@@ -79,8 +82,13 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 def find_user_error(error: BaseException) -> UserError | None:
     """The `UserError` that led to an error: itself, or one further up its chain. Parsers wrap what they call."""
+    return find_cause(error, UserError)
+
+
+def find_cause(error: BaseException, kind: type[_Error]) -> _Error | None:
+    """The first error of a kind in the chain of causes, from the error itself on."""
     link: BaseException | None = error
-    while link is not None and not isinstance(link, UserError):
+    while link is not None and not isinstance(link, kind):
         link = link.__cause__ or link.__context__
     return link
 

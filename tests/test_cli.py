@@ -301,9 +301,9 @@ def test_operators_from_tensors_and_arrays() -> None:
     rows = torch.randn(12, 64, generator=torch.Generator().manual_seed(0))
     block = make_operator(rows, 12 / 64, (20, 20))
     assert isinstance(block, BlockOperator)
-    column = make_operator(rows.numpy(), 12 / 64, (64, 20))
+    column = make_operator(rows[:, :60].numpy(), 12 / 60, (60, 20))
     assert isinstance(column, ColumnOperator)
-    assert torch.equal(block.matrix, column.matrix)
+    assert torch.equal(block.matrix[:, :60], column.matrix)
     assert isinstance(make_operator(torch.eye(16), 1 / 16, (16, 16)), FourierOperator)
     assert block.spec["sha256"] != make_operator(2 * rows, 12 / 64, (20, 20)).spec["sha256"]
     for wrong in (rows[0], rows * float("nan"), rows + 0j):

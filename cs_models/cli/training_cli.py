@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cs_models.cli.configs import renamed
 from cs_models.cli.training_checks import check_together, check_trainer
-from cs_models.errors import UserError, first_line
+from cs_models.errors import UserError, find_cause, first_line
 from cs_models.locks import holding
 from cs_models.settings import check_range
 from cs_models.training.callbacks import ExportCheckpoint, FaultReport, FolderLock, LogConfig, StopOnSigterm, Throughput
@@ -136,8 +136,11 @@ class TrainCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ImportError as error:
-            raise UserError(f"a package is missing for these settings: {first_line(error)}") from error
+        except (ImportError, ValueError) as error:
+            missing = find_cause(error, ImportError)
+            if missing is None:
+                raise
+            raise UserError(f"a package is missing for these settings: {first_line(missing)}") from error
         self.model = LightningTraining(self._get(self.config_init, "model"))
         check_together(self.model.method, self.trainer, self.datamodule)
         self._check_last()

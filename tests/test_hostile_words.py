@@ -64,7 +64,6 @@ METHODS = {
     "fista:weight=inf": "weight",
     "tv:weight=-1": "weight",
     "iht:step=1e300": "step",
-    "omp:sparsity=0": "sparsity",
     "sp:sparsity=-3": "sparsity",
     "cosamp:tolerance=nan": "tolerance",
     "stomp:threshold=-1": "threshold",

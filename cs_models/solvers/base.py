@@ -44,7 +44,6 @@ class IterativeSolver(Reconstructor):
         for name, value in vars(self).items():
             if isinstance(value, int | float):  # no setting of a solver makes sense below 0; NaN fails here too
                 self._require(0 <= value <= LARGEST_SETTING, name, "0 or more, and a number that float32 can work with")
-        self._require(getattr(self, "sparsity", None) != 0, "sparsity", "at least 1")
 
     def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
         """With orthonormal rows, or columns of norm 1: weights, thresholds and tolerances are made for these."""

@@ -58,7 +58,7 @@ def test_good_images_and_measurements_pass(operator: MeasurementOperator) -> Non
         (torch.rand(1, 1, 19, 12), ["(1, 1, 19, 12)"]),
         (None, ["NoneType"]),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, list) and isinstance(value[0], str) else "image",
 )
 def test_what_is_no_image(operator: MeasurementOperator, x: Any, words: list[str]) -> None:
     one_line(lambda: operator(x), *words)

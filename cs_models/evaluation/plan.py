@@ -68,6 +68,10 @@ class Candidate:
         }
         return facts if self.tiling is None else facts | {"tiling": asdict(self.tiling)}
 
+    def prepare(self, y: Tensor, operator: MeasurementOperator) -> None:
+        """Compute what is computed of an operator once and kept with it."""
+        self.reconstructor.prepared(y, operator)
+
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         """The method's `Solution`, in the candidate's precision.
 

@@ -140,6 +140,7 @@ class _Worker:
         images = torch.stack([task.image for task in batch]).to(self.plan.device)
         operator = self.plan.operator(case, images[0])
         y = torch.cat([measure(operator, image, case.seed, options.measuring.bits) for image in images])
+        candidate.prepare(y[:1], operator)  # before operations are counted, and time
         key = (candidate, images.shape[1:])
         if key not in self._seen and not self._warms_itself(candidate, images):
             with self._counting(key):

@@ -95,6 +95,10 @@ class Candidate:
             facts |= {"method": "own", "source": self.spec.code.sha256, "given": given}
         return facts if self.tiling is None else facts | {"tiling": asdict(self.tiling)}
 
+    def prepare(self, y: Tensor, operator: MeasurementOperator) -> None:
+        """Compute what is computed of an operator once and kept with it."""
+        self.reconstructor.prepared(y, operator)
+
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         """The method's `Solution`, in the candidate's precision.
 

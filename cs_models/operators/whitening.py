@@ -100,7 +100,9 @@ def as_trained(y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, Measur
     if key not in operator.derived or operator.derived[key][0] is not operator.matrix:
         operator.derived[key] = operator.matrix, _dimmed(operator)
     dimmed = operator.derived[key][1]
-    return (y, operator) if dimmed is None else (y @ dimmed[0].to(y), dimmed[1])
+    if dimmed is None:
+        return y, operator
+    return (y.double() @ dimmed[0]).to(y.dtype), dimmed[1]  # in float64, which autocast leaves alone
 
 
 def _dimmed(operator: MatrixOperator) -> tuple[Tensor, MatrixOperator] | None:

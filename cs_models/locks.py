@@ -12,6 +12,9 @@ from filelock import lock_descriptor
 
 from cs_models.errors import UserError
 
+# Name of the file that is locked; it stays, empty, in the folder.
+LOCK = ".lock"
+
 
 @contextmanager
 def holding(folder: Path, program: str, first: bool = True) -> Iterator[None]:
@@ -28,7 +31,7 @@ def holding(folder: Path, program: str, first: bool = True) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder}: {error.strerror}") from error
     try:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from cs_models.cli import evaluate, train
 from cs_models.cli.main import main as cs_models_main
+from cs_models.cli.training_cli import numbered_folders
 from cs_models.cli.yaml_limits import check_yaml
 from cs_models.errors import UserError, report
 from cs_models.evaluation.iterates import main as iterates
@@ -268,6 +269,14 @@ def test_a_folder_has_one_training(tmp_path: Path, images: Path, capsys: pytest.
     with holding(tmp_path / "run", "training"):
         assert train.main([*words, "--ckpt_path=last"]) == 2
     assert "another training is writing" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_processes_of_a_training_choose_one_folder(tmp_path: Path) -> None:
+    """The first one's lock may be there before the others look for a folder."""
+    with holding(tmp_path / "run", "training"):
+        assert numbered_folders(tmp_path, "run") == []
+    (tmp_path / "run/metrics.csv").touch()
+    assert numbered_folders(tmp_path, "run") == [tmp_path / "run"]
 
 
 def test_ctrl_c_in_a_training_says_how_to_go_on(

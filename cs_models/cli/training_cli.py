@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -14,12 +15,11 @@ from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer as LightningTrainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cs_models.cli.configs import renamed
 from cs_models.cli.training_checks import check_together, check_trainer
 from cs_models.errors import UserError, find_cause, first_line
-from cs_models.locks import holding
+from cs_models.locks import LOCK, holding
 from cs_models.settings import check_range
 from cs_models.training.callbacks import ExportCheckpoint, FaultReport, FolderLock, LogConfig, StopOnSigterm, Throughput
 from cs_models.training.checkpoint_io import TrainingCheckpoint
@@ -186,7 +186,7 @@ class TrainCLI(LightningCLI):
         """Refuse a second training in the folder of one that runs; other processes ask later, see `FolderLock`."""
         logger = config.trainer.logger
         ours = getattr(logger, "class_path", "").endswith(".ContinuedCSVLogger")
-        if ours and getattr(rank_zero_only, "rank", 0) == 0:
+        if ours and _rank() == 0:
             init = logger.init_args
             self._held.enter_context(holding(Path(init.save_dir) / init.name / (init.version or ""), "training"))
 
@@ -203,12 +203,21 @@ class TrainCLI(LightningCLI):
             )
 
 
+def _rank() -> int:
+    """Number of this process among those of a training, as a launcher tells it before they meet."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
+    return next((int(rank) for rank in ranks if rank is not None), 0)
+
+
 def numbered_folders(parent: Path, name: str) -> list[Path]:
-    """The folders ``NAME``, ``NAME_2``, ``NAME_3``, ... that hold something, in this order."""
+    """The folders ``NAME``, ``NAME_2``, ``NAME_3``, ... that hold something, in this order.
+
+    A lock alone is nothing: the first process of this very training may have left it, or one that starts as well.
+    """
     found: dict[int, Path] = {}
     for folder in parent.glob(f"{name}*"):
         match = re.fullmatch(re.escape(name) + r"(?:_(\d+))?", folder.name)
-        if match and folder.is_dir() and any(folder.iterdir()):
+        if match and folder.is_dir() and any(entry.name != LOCK for entry in folder.iterdir()):
             found[int(match[1] or 1)] = folder
     return [found[number] for number in sorted(found)]
 

@@ -22,14 +22,12 @@ def is_folder(path: str | Path) -> bool:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file beside its place and rename it into it, so that no reader sees half of one.
 
-    The folder is made where it is missing. If writing fails, the file that was there before stays, and nothing of the
-    new one.
+    If writing fails, the file that was there before stays, and nothing of the new one.
 
     Yields:
         the path to write to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial

@@ -259,6 +259,7 @@ def test_files_have_the_users_permissions(tmp_path: Path) -> None:
 
 def test_a_file_is_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "new/a.txt"
+    path.parent.mkdir()
     with replacing(path) as partial:
         partial.write_text("one")
     with pytest.raises(OSError, match="full"), replacing(path) as partial:
@@ -293,6 +294,7 @@ def test_a_class_of_the_users_own_is_found_where_the_command_is_typed(
     Path("my_net.py").write_text(source)
     with pytest.raises(SystemExit) as done:
         train.main(["fit", "--model.class_path=my_net.MyModule", "--print_config"])
+    sys.modules.pop("my_net", None)  # of this test's folder
     assert done.value.code == 0
     assert "class_path: my_net.MyModule" in capsys.readouterr().out
 

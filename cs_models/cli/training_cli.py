@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer as LightningTrainer
 from pytorch_lightning.callbacks import LearningRateMonitor
@@ -27,6 +28,8 @@ from cs_models.training.lightning import LightningTraining
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.trainer import Trainer
 from datamodules.patches import PatchDataModule
+
+_LOAD_YAML = get_loader("yaml")
 
 
 def run(words: Sequence[str] | None) -> LightningCLI:
@@ -45,8 +48,7 @@ def run(words: Sequence[str] | None) -> LightningCLI:
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
     # One image at a time is validated, read from disk; more processes would not help.
     warnings.filterwarnings("ignore", r".*does not have many workers")
-    load = get_loader("yaml")
-    set_loader("yaml", lambda text: load(renamed(text) if isinstance(text, str) else text))
+    set_loader("yaml", _load_renamed, exceptions=(yaml.YAMLError,))
     return TrainCLI(
         LightningTraining,
         PatchDataModule,
@@ -71,6 +73,10 @@ def run(words: Sequence[str] | None) -> LightningCLI:
         },
         args=None if words is None else list(words),
     )
+
+
+def _load_renamed(text: str) -> Any:
+    return _LOAD_YAML(renamed(text) if isinstance(text, str) else text)
 
 
 def _tells_of_this_training(record: logging.LogRecord) -> bool:

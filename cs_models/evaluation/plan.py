@@ -20,7 +20,14 @@ from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
-from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator, names_file
+from cs_models.operators import (
+    ColumnOperator,
+    MeasurementOperator,
+    PixelOperator,
+    make_operator,
+    names_file,
+    split_kind,
+)
 from cs_models.precision import EMULATED_BF16, computes_bf16, usual_precision
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.module import ReconstructionModule
@@ -251,6 +258,8 @@ class Plan:
         else:
             if words is None:
                 words = "column" if case.images.channels == "signal" else usual_operator(case.candidate.spec)
+            if case.images.channels == "signal" and names_file(words) and split_kind(words)[0] is None:
+                words = f"column:{words}"  # a signal is a column, and never a block
             operator = self._named_operator(words, ratio, (height, width), case.seed, sigma)
         return operator.resized(*size).to(device)
 

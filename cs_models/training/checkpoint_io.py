@@ -39,6 +39,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial, open(partial, "wb") as file:
                 file.write(content.getbuffer())
                 file.flush()

@@ -44,6 +44,7 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], module: ReconstructionMod
     path = Path(path)
     configuration = json.dumps(module.header())
     on_cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         # Not by safetensors' save_file, whose files only their owner may read.
         metadata = {"cs_models": configuration, "sha256": tensors_sha256(configuration, on_cpu)}

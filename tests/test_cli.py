@@ -291,12 +291,12 @@ def test_a_class_of_the_users_own_is_found_where_the_command_is_typed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     source = "from cs_models.networks.unfolding.coast import COASTModule\nclass MyModule(COASTModule): name = 'mine'\n"
-    Path("my_net.py").write_text(source)
+    Path("net_of_mine.py").write_text(source)
     with pytest.raises(SystemExit) as done:
-        train.main(["fit", "--model.class_path=my_net.MyModule", "--print_config"])
-    sys.modules.pop("my_net", None)  # of this test's folder
+        train.main(["fit", "--model.class_path=net_of_mine.MyModule", "--print_config"])
+    sys.modules.pop("net_of_mine", None)  # of this test's folder
     assert done.value.code == 0
-    assert "class_path: my_net.MyModule" in capsys.readouterr().out
+    assert "class_path: net_of_mine.MyModule" in capsys.readouterr().out
 
 
 def test_operators_from_tensors_and_arrays() -> None:

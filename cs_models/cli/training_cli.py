@@ -137,7 +137,6 @@ class TrainCLI(LightningCLI):
         self._check_strategy(config)
         if self.config.subcommand == "fit":
             self._choose_folder(config)
-            self._hold_folder(config)
 
     def instantiate_classes(self) -> None:
         try:
@@ -149,6 +148,8 @@ class TrainCLI(LightningCLI):
             raise UserError(f"a package is missing for these settings: {first_line(missing)}") from error
         self.model = LightningTraining(self._get(self.config_init, "model"))
         check_together(self.model.method, self.trainer, self.datamodule)
+        if self.config.subcommand == "fit":  # nothing is written before all settings are found good
+            self._hold_folder(self.config[self.config.subcommand])
         self._check_last()
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:

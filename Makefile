@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 # uv from the PATH, or from a small environment of its own.
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: quickstart test lint format resolve clean
+.PHONY: quickstart test coverage lint format resolve clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) -m cs_models.cli.quickstart
@@ -17,6 +17,10 @@ quickstart: $(VENV)/.installed
 JOBS ?= 2
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest --numprocesses $(JOBS)
+
+# The same, with the share of the lines that the tests run; on Python 3.11 it takes about a quarter longer.
+coverage: $(VENV)/.installed
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest --numprocesses $(JOBS) --cov
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

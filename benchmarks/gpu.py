@@ -17,6 +17,7 @@ Each part runs in a process of its own, which ends with its share of the time; w
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -44,17 +45,17 @@ WORST_DB = {"fp32": 0.005, "bf16": 0.05}
 def device_cases(options: argparse.Namespace) -> Iterator[Facts]:
     """Every case of the rehearsal that fails on the device or makes the host wait, and how many there are."""
     from cs_models.errors import UserError
-    from tests.rehearsal import cases, difference
 
+    rehearsal = importlib.import_module("tests.rehearsal")
     device, count = torch.device(options.device), 0
-    for name, case in cases("", "operator" if options.toy else ""):
+    for name, case in rehearsal.cases("", "operator" if options.toy else ""):
         if name.startswith(("lightning", "method ddnm")):
             continue
         try:
             expected = None if name.endswith("bf16") else case(torch.device("cpu"))
             result = case(device)
-            error = None if expected is None else difference(result, expected, device.type)
-            waits = count_waits(lambda case=case: case(device), device)
+            error = None if expected is None else rehearsal.difference(result, expected, device.type)
+            waits = count_waits(case, device)
         except UserError:
             continue
         except Exception as problem:
@@ -65,16 +66,16 @@ def device_cases(options: argparse.Namespace) -> Iterator[Facts]:
     yield {"cases": count}
 
 
-def count_waits(call: Callable[[], object], device: torch.device) -> int:
-    """How often a call makes the host wait for a GPU, as CUDA itself reports it."""
+def count_waits(case: Callable[[torch.device], object], device: torch.device) -> int:
+    """How often a case makes the host wait for a GPU, as CUDA itself reports it."""
     if device.type != "cuda":
-        call()
+        case(device)
         return 0
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            call()
+            case(device)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("synchronizing" in str(warning.message) for warning in caught)

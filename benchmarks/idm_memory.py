@@ -194,7 +194,7 @@ def draw(
 ) -> None:
     """Peak of autograd's bytes and time of a step against T, a line for each network."""
     figure, (memory, seconds) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for axis, values, title in ((memory, peaks, "MiB for the backward pass"), (seconds, times, "seconds a step")):
+    for axis, values, title in ((memory, peaks, "MiB for the backward pass"), (seconds, times, "seconds per step")):
         for mode in modes:
             axis.plot(steps, [values[mode, t] for t in steps], marker="o", label=NAMES[mode])
         axis.set(xlabel="steps T", title=title)

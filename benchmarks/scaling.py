@@ -1,8 +1,8 @@
 """Training throughput against the number of processes and the precision, through train.py as users start it.
 
 ``python benchmarks/scaling.py --config configs/train/r_coast.yaml --data_dir data`` starts one short training for each
-row, in turns and each `--repeats` times, and prints patches a second, median over the repeats, and how many times more
-than one process with the first precision. The batch of a process is the same in all rows, so that two processes do
+row, in turns and each `--repeats` times, and prints patches per second, median over the repeats, and the multiple of
+one process with the first precision. The batch of a process is the same in all rows, so that two processes do
 twice the work of one; ideal is 2. On a GPU machine: ``--devices 1,2,4,8 --precisions 32-true,bf16-mixed,16-mixed``.
 Options that it does not know go to train.py.
 """

@@ -1,4 +1,4 @@
-"""Reading `.npy` and `.mat` files of unknown origin: nothing is unpickled, and no stated size is believed unchecked."""
+"""Reading `.npy` and `.mat` files of unknown origin: nothing is unpickled, and stated sizes are checked first."""
 
 from __future__ import annotations
 

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import re
+import sys
 from collections.abc import Iterable
+from typing import NoReturn, TypeVar
+
+# Of a message to the user; names that they gave may be as long as the command line.
+LONGEST_LINE = 1000
+# How gloo and NCCL tell that the other end of a connection is gone.
+_CONNECTION = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|gloo.*(timed out|Timed out)|Socket Timeout|NCCL.*remote process",
+    re.DOTALL,
+)
+
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 class UserError(ValueError):
@@ -12,6 +27,39 @@ class UserError(ValueError):
     The message is one line: what was wrong, what was expected, what to do. The command-line programs print it
     and exit with status 2; a traceback would add nothing.
     """
+
+
+class LostProcessError(UserError):
+    """One of the processes that share a run is gone."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Argparse's parser, except that a wrong command line is a `UserError` and prints no usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message}; {self.prog} --help shows how it is used")
+
+
+def report(error: object) -> int:
+    """Print an error as one line on the error stream, whatever names and bytes the user gave that it repeats.
+
+    Returns:
+        2, the exit status after a user's mistake.
+    """
+    text = "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(error).strip())
+    if len(text) > LONGEST_LINE:
+        text = f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
+    print(f"error: {text}", file=sys.stderr)
+    return 2
+
+
+def _escaped(letter: str) -> str:
+    return " " if letter.isspace() else letter.encode("unicode_escape").decode()
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -34,10 +82,23 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 def find_user_error(error: BaseException) -> UserError | None:
     """The `UserError` that led to an error: itself, or one further up its chain. Parsers wrap what they call."""
+    return find_cause(error, UserError)
+
+
+def find_cause(error: BaseException, kind: type[_Error]) -> _Error | None:
+    """The first error of a kind in the chain of causes, from the error itself on."""
     link: BaseException | None = error
-    while link is not None and not isinstance(link, UserError):
+    while link is not None and not isinstance(link, kind):
         link = link.__cause__ or link.__context__
     return link
+
+
+def lost_process(error: BaseException) -> LostProcessError | None:
+    """What to say where one of several processes ended and torch tells the others in a hundred lines; else None."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "DistError" in kinds or ("RuntimeError" in kinds and _CONNECTION.search(str(error))):
+        return LostProcessError("another process of this run ended: killed, out of memory, or by an error of its own")
+    return None
 
 
 def one_line(message: str) -> str:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file of this name; no for names that no system takes, for which `Path.is_file` raises."""
+    return os.path.isfile(path)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder of this name; no for names that no system takes, for which `Path.is_dir` raises."""
+    return os.path.isdir(path)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file beside its place and rename it into it, so that no reader sees half of one.
 
-    The folder is made where it is missing. If writing fails, the file that was there before stays, and nothing of the
-    new one.
+    If writing fails, the file that was there before stays, and nothing of the new one.
 
     Yields:
         the path to write to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
         partial.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise
 
 

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, asked before a file's own word for its size is believed."""
+"""How much memory this process may still take, asked before the size that a file states is believed."""
 
 from __future__ import annotations
 
@@ -82,9 +82,10 @@ def _address_space() -> Iterator[int]:
 
 
 def _physical() -> int | None:
+    sysconf = getattr(os, "sysconf", None)  # not on Windows
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
+        return None if sysconf is None else sysconf("SC_PHYS_PAGES") * sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
         return None
 
 
@@ -108,7 +109,7 @@ def _windows_available() -> int | None:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from cs_models.errors import UserError, nearest
@@ -87,7 +88,7 @@ def find_operator(spec: str) -> tuple[NamedOperator, dict[str, int]]:
     operator, number = OPERATORS[name], spec.removeprefix(name).removeprefix(":")
     if not number:
         return operator, {}
-    if operator.number is None or not number.isdecimal() or int(number) < 1:
+    if operator.number is None or not re.fullmatch(r"0*[1-9]\d{0,8}", number):
         numbered = ", ".join(other.name for other in OPERATORS.values() if other.number)
         raise UserError(
             f"cannot read the operator '{spec}'; a number belongs to {numbered}, as in block:32 and block:pca:32"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import torch
+from torch import Tensor
 
 # What bfloat16 costs where it is emulated: 32-channel 3x3 convolutions on an AVX2 processor.
 EMULATED_BF16 = "about 15 times slower than float32"
@@ -47,8 +50,8 @@ def forbid_tf32() -> None:
     """From now on float32 means float32, also in the products and convolutions of GPUs.
 
     cuDNN convolves in TF32 by default, which keeps 10 bits of the mantissa and costs hundredths of a dB; whoever wants
-    speed asks for bfloat16. The commands that evaluate and train call this; what must be exact when this package is
-    used as a library too, operators and transforms and reconstruction, is in a `no_tf32` context.
+    speed asks for bfloat16. Training calls this, for its backward passes; all else that must be exact,
+    operators and transforms and `Reconstructor.solve`, is in a `no_tf32` context.
     """
     _restore(dict.fromkeys(_by_name(), "ieee") if _mixed() else {"convolutions": False, "products": "highest"})
 
@@ -73,6 +76,20 @@ class no_tf32:
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
             _restore(self._before)
+
+
+def full_precision(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Let a method compute in its operands' precision, under autocast and where TF32 is allowed too.
+
+    Data consistency is cheap and precision-critical: a network's convolutions may run in bfloat16, A may not.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: Any, tensor: Tensor) -> Tensor:
+        with torch.autocast(tensor.device.type, enabled=False), no_tf32():
+            return method(self, tensor)
+
+    return wrapped
 
 
 def _mixed() -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cs_models.errors import UserError, nearest
+from cs_models.files import is_folder
 from datamodules.images import Channels, image_size, list_images, read_image
 
 if TYPE_CHECKING:
@@ -332,16 +333,16 @@ def find_images(name: str, data_dir: str | Path | None = None) -> list[ImageFile
     image_set = CATALOG.get(name)
     if image_set is None:
         for folder in (Path(name), root / name):
-            if name and folder.is_dir():
+            if name and is_folder(folder):
                 return _named(list_images(folder))
         raise UserError(f"unknown dataset '{name}'{nearest(name, [*CATALOG, *_folders(root)])}")
     if image_set.bundled:
         package = Path(str(files("skimage"))) / "data"
         return _named([package / file for file in image_set.bundled], image_set.centre_crop)
-    if (root / name).is_dir():
+    if is_folder(root / name):
         return _named(list_images(root / name))
     source = image_set.derived_from or name
-    if source != name and (root / source).is_dir():
+    if source != name and is_folder(root / source):
         return _named(list_images(root / source), image_set.centre_crop)
     how = CATALOG[source].by_hand or f"run: python -m datamodules.download {source}"
     folder = root / source
@@ -352,13 +353,16 @@ def find_images(name: str, data_dir: str | Path | None = None) -> list[ImageFile
 
 
 def _folders(root: Path) -> list[str]:
-    return [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    return [path.name for path in root.iterdir() if path.is_dir()] if is_folder(root) else []
 
 
 def _named(paths: Sequence[Path], centre_crop: int | None = None) -> list[ImageFile]:
     """Name files by their stems, or by their whole names where two files share a stem."""
     stems = [path.stem for path in paths]
-    return [ImageFile(path.stem if stems.count(path.stem) == 1 else path.name, path, centre_crop) for path in paths]
+    names = (path.stem if stems.count(path.stem) == 1 else path.name for path in paths)
+    # Bytes that are not UTF-8 are written as \xNN, since tables and reports hold the names.
+    readable = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)
+    return [ImageFile(name, path, centre_crop) for name, path in zip(readable, paths, strict=True)]
 
 
 def load_set(

@@ -17,18 +17,6 @@ def most_workers() -> int:
     return max(64, 4 * (os.cpu_count() or 1))
 
 
-def check_range(name: str, value: int | None, least: int, most: int | None = None) -> None:
-    """Refuse a setting outside ``least..most``; None is no setting.
-
-    Raises:
-        UserError: with the setting's name, its value and the limit.
-    """
-    if value is not None and value < least:
-        raise UserError(f"{name} must be at least {least}, got {value}")
-    if value is not None and most is not None and value > most:
-        raise UserError(f"{name} must be at most {most}, got {value}")
-
-
 def check_scorable(files: Sequence[ImageFile]) -> None:
     """Refuse images that are too small for a score, before a training that would fail only after its first epoch.
 

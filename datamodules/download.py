@@ -6,7 +6,6 @@ folder that is there is complete.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import gzip
 import hashlib
@@ -31,7 +30,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from cs_models.errors import UserError, nearest
+from cs_models.errors import CommandParser, UserError, nearest, report
 from datamodules.catalog import CATALOG, Archive, find_images, fingerprint, resolve_data_dir
 from datamodules.images import is_image_name, list_images
 
@@ -299,7 +298,7 @@ def _wanted(file: Path, members: Sequence[_Member], folders: Sequence[str]) -> d
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m datamodules.download",
         description="Fetch image sets into the data directory. A download that broke off goes on where it stopped.",
         epilog="example: python -m datamodules.download Set11 DIV2K --data_dir data",
@@ -307,8 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fetched = [image_set.name for image_set in CATALOG.values() if image_set.archives]
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(fetched))
     parser.add_argument("--data_dir", help="folder of the image sets (default: $CS_DATA, else data/)")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         for name in options.names:
             folder = download_set(name, options.data_dir)
             images = find_images(name, options.data_dir)
@@ -317,8 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if expected is not None and fingerprint(images) != expected:
                 print(f"note: these are not the pixels that this project's figures for {name} were computed on")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     except KeyboardInterrupt:
         print("stopped; run again to go on", file=sys.stderr)
         return 130

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cs_models.errors import UserError, first_line, nearest
+from cs_models.files import is_folder, replacing
 from cs_models.host_memory import check_memory
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def list_images(folder: str | Path) -> list[Path]:
         UserError: where the folder does not exist, cannot be read or holds no image.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"no image folder '{folder}'{_nearest_in(folder.parent, folder.name)}")
     try:
         entries = sorted(folder.iterdir())
@@ -73,7 +74,7 @@ def _format_of(name: str) -> str | None:
 
 def _nearest_in(folder: Path, name: str) -> str:
     """Ending of an error message about a name that is not in a folder; long lists of names help nobody."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir()] if is_folder(folder) else []
     hint = nearest(name, names) if names else ""
     return hint if len(names) <= 10 or "did you mean" in hint else ""
 
@@ -236,9 +237,8 @@ def write_png(path: str | Path, image: npt.NDArray[np.floating]) -> None:
         UserError: where the file cannot be written.
     """
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    partial = Path(f"{path}.partial")
     try:
-        Image.fromarray(pixels).save(partial, format="PNG")
-        partial.replace(path)
+        with replacing(path) as partial:
+            Image.fromarray(pixels).save(partial, format="PNG")
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error

@@ -33,7 +33,7 @@ _MISSING = frozenset(
 )
 _PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eEdD][+-]?\d+)?|[+-]?inf(?:inity)?", re.ASCII | re.IGNORECASE)
 _BLANKS = " '\u00a0\u202f\u2019"
-# Thousands in groups of three, by what stands between whole and broken part.
+# Thousands in groups of three, by what stands between the whole and the fractional part.
 _GROUPED = {
     "point": re.compile(rf"[+-]?\d{{1,3}}(?:(?:,\d{{3}})+|(?:[{_BLANKS}]\d{{3}})+)(?:\.\d*)?", re.ASCII),
     "comma": re.compile(rf"[+-]?\d{{1,3}}(?:(?:\.\d{{3}})+|(?:[{_BLANKS}]\d{{3}})+)(?:,\d*)?", re.ASCII),
@@ -50,7 +50,7 @@ def to_number(cell: str, decimal: str = "point") -> float:
     """The number in a cell without blanks around it.
 
     Args:
-        cell: digits, a sign, an exponent, or "inf"; underscores, which Python allows, are none of a number.
+        cell: digits, a sign, an exponent, or "inf"; underscores, which Python allows, do not belong to a number.
         decimal: ``"point"`` or ``"comma"``; the other one, blanks and apostrophes may separate thousands.
 
     Raises:
@@ -74,7 +74,7 @@ def is_number(cell: str, decimal: str = "point") -> bool:
 
 
 def decimal_mark(cells: Iterable[str]) -> Decimal:
-    """What stands between the whole and the broken part of numbers, as far as they show it; a point if they do not.
+    """What stands between the whole and the fractional part of numbers, as far as they show it; a point if they do not.
 
     Raises:
         UserError: where ``1,234`` may be a little more than one or over a thousand.

@@ -1,4 +1,4 @@
-"""Training patches: random crops of image sets, cut by one gather a batch, the same on any number of processes."""
+"""Training patches: random crops of image sets, cut by one gather per batch, the same on any number of processes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from cs_models.errors import UserError, nearest
 from cs_models.host_memory import check_memory
+from cs_models.settings import check_range
 from datamodules.catalog import BenchmarkImages, ImageFile, find_images, load_set
-from datamodules.checks import check_range, check_scorable, most_workers
+from datamodules.checks import check_scorable, most_workers
 from datamodules.images import Channels
 
 logger = logging.getLogger(__name__)
@@ -369,7 +370,7 @@ class PatchDataModule(pl.LightningDataModule):
         return {"delivered": self._numbers.delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with the next batch; of a loader's own state Lightning makes nothing at the end of an epoch."""
+        """Go on with the next batch; Lightning ignores a loader's own state at the end of an epoch."""
         self._numbers.delivered = state["delivered"]
 
     def setup(self, stage: str | None = None) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cs_models.arrays import read_npy
 from cs_models.errors import UserError, nearest
+from cs_models.files import is_file
 from datamodules.catalog import resolve_data_dir
 from datamodules.tables import TableOptions, numbered, parse_options, read_table
 
@@ -123,7 +124,7 @@ def names_signals(name: str) -> bool:
 
 def split_source(source: str) -> tuple[str, str]:
     """The file and the options in ``FILE:key=value:key=value``, such as ``log.csv:columns=a+b:decimal=comma``."""
-    match = None if Path(source).is_file() else _SOURCE.fullmatch(source)
+    match = None if is_file(source) else _SOURCE.fullmatch(source)
     return (match["file"], match["options"] or "") if match else (source, "")
 
 
@@ -172,9 +173,9 @@ def load_signals(
 ) -> Signals:
     """Signals by name or from a file; gaps are filled linearly along time, and the log says how many.
 
-    A ``.npy`` file holds one signal ``(n,)`` or ``(N, n)``, a signal a row. A ``.csv`` file holds a signal a
-    column and a sample a line, as loggers write them, see `datamodules.tables.read_table`. NaN and, in ``.csv``, an
-    empty cell, "NA" and the like stand for a missing sample.
+    A ``.npy`` file holds one signal ``(n,)`` or ``(N, n)``, one signal per row. A ``.csv`` file holds one signal per
+    column and one sample per line, as loggers write them, see `datamodules.tables.read_table`. NaN and, in ``.csv``,
+    an empty cell, "NA" and the like stand for a missing sample.
 
     Args:
         source: a name in `SIGNALS`, or the path of a file, with options as in ``log.csv:columns=a+b``.
@@ -197,7 +198,7 @@ def load_signals(
         file, words = split_source(str(source))
         path, options = Path(file), options or parse_options(words)
         missing = missing if options.missing is None else options.missing
-    if not path.is_file():
+    if not is_file(path):
         where = "; name the data directory with --data_dir, or put the file there"
         hint = f"{where} ({known.citation})" if known else nearest(str(source), SIGNALS)
         raise UserError(f"no signal file '{path}'{hint}")

@@ -6,6 +6,7 @@ import importlib
 import os
 import stat
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,30 @@ def test_apple_processors_compute_in_float32(monkeypatch: pytest.MonkeyPatch) ->
     assert not computes_bf16(torch.device("mps"))
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_an_evaluation_in_emulated_bf16_is_warned_of(
+    native: bool,
+    tiny_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("cs_models.precision._processor_has_bf16", lambda: native)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    words = ["eval", "--methods", "r_coast", "--iterations_per_layer", "1,1,1,1,1", "--datasets", str(tiny_images)]
+    words += ["--limit", "1", "--ratios", "0.1", "--precision", "bf16", "--device", "cpu", "--out", str(tmp_path)]
+    assert command.main(words) == 0
+    assert ["15 times slower" in record.getMessage() for record in caplog.records] == [True] * (not native)
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="TensorBoard is installed")
+def test_a_missing_package_is_one_line(tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["fit", "--config", "r_coast", f"--data.train_sets=[{tiny_images}]", "--trainer.logger=TensorBoardLogger"]
+    assert train.main([*words, f"--trainer.logger.save_dir={tmp_path}"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "tensorboard" in line.lower()
+
+
 def test_trainings_have_folders_of_their_own(tmp_path: Path) -> None:
     assert next_name(numbered_folders(tmp_path, "net"), "net") == "net"
     for name in ("net", "net_2", "net_10", "net_pp", "net_x_2"):
@@ -234,6 +259,7 @@ def test_files_have_the_users_permissions(tmp_path: Path) -> None:
 
 def test_a_file_is_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "new/a.txt"
+    path.parent.mkdir()
     with replacing(path) as partial:
         partial.write_text("one")
     with pytest.raises(OSError, match="full"), replacing(path) as partial:
@@ -265,20 +291,21 @@ def test_a_class_of_the_users_own_is_found_where_the_command_is_typed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     source = "from cs_models.networks.unfolding.coast import COASTModule\nclass MyModule(COASTModule): name = 'mine'\n"
-    Path("my_net.py").write_text(source)
+    Path("net_of_mine.py").write_text(source)
     with pytest.raises(SystemExit) as done:
-        train.main(["fit", "--model.class_path=my_net.MyModule", "--print_config"])
+        train.main(["fit", "--model.class_path=net_of_mine.MyModule", "--print_config"])
+    sys.modules.pop("net_of_mine", None)  # of this test's folder
     assert done.value.code == 0
-    assert "class_path: my_net.MyModule" in capsys.readouterr().out
+    assert "class_path: net_of_mine.MyModule" in capsys.readouterr().out
 
 
 def test_operators_from_tensors_and_arrays() -> None:
     rows = torch.randn(12, 64, generator=torch.Generator().manual_seed(0))
     block = make_operator(rows, 12 / 64, (20, 20))
     assert isinstance(block, BlockOperator)
-    column = make_operator(rows.numpy(), 12 / 64, (64, 20))
+    column = make_operator(rows[:, :60].numpy(), 12 / 60, (60, 20))
     assert isinstance(column, ColumnOperator)
-    assert torch.equal(block.matrix, column.matrix)
+    assert torch.equal(block.matrix[:, :60], column.matrix)
     assert isinstance(make_operator(torch.eye(16), 1 / 16, (16, 16)), FourierOperator)
     assert block.spec["sha256"] != make_operator(2 * rows, 12 / 64, (20, 20)).spec["sha256"]
     for wrong in (rows[0], rows * float("nan"), rows + 0j):

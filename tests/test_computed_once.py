@@ -79,7 +79,7 @@ def test_training_steps_share_an_operator_but_for_what_they_draw(kind: Any) -> N
     x = torch.rand(1, 1, 16, 16)
     assert torch.equal(first(x), second(x)) == (kind != "structured")
     if kind != "fourier":
-        assert first.known_rows is second.known_rows  # type: ignore[attr-defined, union-attr]
+        assert first.rows is second.rows  # type: ignore[attr-defined, union-attr]
 
 
 @pytest.fixture

@@ -354,13 +354,13 @@ def test_a_compiled_network_is_compiled_before_it_is_timed(
 ) -> None:
     """While operations are counted nothing is compiled, so the last call before the first timed one must not count."""
     counting: list[bool] = []
-    reconstruct = ISTANetPPModule.reconstruct
+    images = ISTANetPPModule.images
 
     def noted(*args: Any, **options: Any) -> Any:
         counting.append(bool(torch.utils._python_dispatch._get_current_dispatch_mode_stack()))
-        return reconstruct(*args, **options)
+        return images(*args, **options)
 
-    monkeypatch.setattr(ISTANetPPModule, "reconstruct", noted)
+    monkeypatch.setattr(ISTANetPPModule, "images", noted)
     monkeypatch.setattr(ISTANetPPModule, "compile_layers", lambda module: None)
     checkpoint = save_network(tmp_path / "net.safetensors")
     words = command(data, tmp_path / "out", "--compile", "--limit", "1", "--ratios", "0.3", methods=str(checkpoint))

@@ -183,7 +183,7 @@ def test_the_report_says_how_it_was_measured_and_shows_every_number(results: Pat
     report = (results / "report.md").read_text()
     for row in csv.DictReader((results / "summary.csv").open(newline="")):
         assert f"{float(row['psnr_db']):.2f} / {float(row['ssim']):.4f}" in report
-    for words in ("block:33", "cpu", "BT.601", "95 % interval", "tv:iterations=20", "seconds an image"):
+    for words in ("block:33", "cpu", "BT.601", "95 % interval", "tv:iterations=20", "seconds per image"):
         assert words in report
     for figure in ("psnr_tiny", "images_tiny"):
         assert f"figures/{figure}.png" in report
@@ -201,8 +201,11 @@ def test_a_single_result_is_no_curve(tmp_path: Path) -> None:
 
 
 def test_perfect_reconstructions_do_not_break_the_report(tmp_path: Path) -> None:
-    write_report(rows_of("a", [float("inf"), 20]) + rows_of("b", [20, 20]), tmp_path)
-    assert "inf / 0.5" in (tmp_path / "report.md").read_text()
+    infinite = float("inf")
+    write_report(rows_of("a", [infinite, 20]) + rows_of("b", [20, 20]) + rows_of("c", [infinite] * 2), tmp_path)
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "inf / 0.5" in report
+    assert "left out of the mean PSNR" in report
 
 
 def test_folders_are_joined_with_their_pictures(results: Path, tmp_path: Path) -> None:

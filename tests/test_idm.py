@@ -563,7 +563,7 @@ def test_null_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "at least 1 step"),
+        ({"steps": 0}, "steps must be at least 1"),
         ({"unet": {"block_out_channel": (8,)}}, "did you mean 'block_out_channels'"),
         ({"unet": TINY | {"in_channels": 3}}, "4 input and 4 output channels"),
         ({"unet": TINY | {"block_out_channels": (8, 24, 32, 32)}}, "multiple of 16 features"),

@@ -68,8 +68,8 @@ def test_the_laws_hold_at_any_moment_of_training(name: str) -> None:
             y = torch.randn_like(operator(x))
             measured, estimate = operator(x), operator.pinv(y)
             assert adjoint_error(operator, x, y) < 1e-12
-            assert relative(operator(operator.pinv(measured)) - measured, measured) < 1e-9
-            # Smooth rows are nearly dependent on blocks that the border cuts.
+            # Smooth rows are nearly dependent on blocks that the border cuts, and below float32's rounding dependent.
+            assert relative(operator(operator.pinv(measured)) - measured, measured) < 1e-8
             assert relative(operator.pinv(operator(estimate)) - estimate, estimate) < 1e-7
             assert relative(operator.normal(x) - operator.adjoint(measured), measured) < 1e-12
     assert not torch.equal(operators[0][1], operators[-1][1])

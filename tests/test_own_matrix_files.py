@@ -75,7 +75,7 @@ def test_what_a_file_holds(
         ),
         (np.eye(16), (16, 16), 0.5, "", "may be read in several ways; say which one: fourier:FILE or pixel:FILE or"),
         (RANDOM.randn(2, 15), (16, 16), 1 / 8, "", "2x15 and fits no way of measuring 16x16 images"),
-        (RANDOM.randn(80, 64), (16, 16), 1, "", "80x64 and fits no way"),
+        (RANDOM.randn(80, 64), (16, 16), 1, "", "80x64; a sampling matrix has more columns than rows"),
         (RANDOM.randn(2, 15), (16, 16), 1 / 8, "block:", "2x15; block:FILE takes a matrix with B"),
         (RANDOM.randn(2, 16), (20, 20), 1 / 8, "column:", "2x16; column:FILE takes a matrix with as many columns"),
         (RANDOM.randn(16, 16), (16, 16), 1 / 16, "fourier:", "16x16; fourier:FILE takes a mask of the image's size"),

@@ -130,7 +130,7 @@ def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: py
     def refuse(descriptor: int, **_: Any) -> bool:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(results, "lock_descriptor", refuse)
+    monkeypatch.setattr("cs_models.locks.lock_descriptor", refuse)
     with pytest.raises(UserError, match=r"cannot lock the folder .*: Function"), only_writer(tmp_path):
         pass
 
@@ -271,7 +271,7 @@ def test_an_evaluation_writes_no_name_that_windows_refuses(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("folder", ["C:\\models\\ddpm", "C:/models/ddpm", "/models/ddpm"])
 def test_a_path_in_a_setting_keeps_its_drive(folder: str) -> None:
-    assert parse_method(f"ddnm:model={folder}:iterations=3").settings == (("model", folder), ("iterations", "3"))
+    assert parse_method(f"ddnm:model={folder}:steps=3").settings == (("model", folder), ("steps", "3"))
 
 
 def test_a_checkpoint_on_a_drive_keeps_its_name() -> None:

@@ -27,7 +27,7 @@ from tests.conftest import REPOSITORY
 class Backprojection(Reconstructor):
     """Looks at nothing beyond a block or column, so tiles change nothing at all."""
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         x = operator.pinv(y)
         ones = torch.ones(len(y))
         return Solution(x, ones * x.shape[-1], ones, ones * x.shape[-1] < 50)
@@ -125,7 +125,7 @@ class Metered(Reconstructor):
     method: Reconstructor
     peaks: list[int]
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         with PeakMemory() as memory:
             solution = self.method.solve(y, operator)
         self.peaks.append(memory.peak)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cs_models.cli.yaml_limits import check_yaml
 from cs_models.errors import UserError, nearest
-from cs_models.files import shipped
+from cs_models.files import is_file, shipped
 
 # Where modules of version 0.1 are now; the longest beginning of a path counts.
 RENAMED = {
@@ -38,15 +39,16 @@ def find_config(name: str, kind: str) -> str:
         kind: "train" or "eval".
 
     Raises:
-        UserError: if there is no such file.
+        UserError: if there is no such file, or one that is too large or too deep for a configuration.
     """
-    if Path(name).is_file():
+    if is_file(name):
+        check_yaml(name)
         return name
     folder = shipped("configs") / kind
     known = {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
     inside = folder / name.removeprefix(f"configs/{kind}/")
     for path in (inside, known.get(name)):
-        if path is not None and path.is_file():
+        if path is not None and is_file(path):
             return str(path)
     raise UserError(f"configuration not found: {name}{nearest(Path(name).stem, known)}")
 

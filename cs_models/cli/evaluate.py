@@ -14,8 +14,9 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from cs_models.cli.allocator import keep_freed_memory
 from cs_models.cli.configs import with_configs_found
-from cs_models.errors import UserError, nearest
-from cs_models.evaluation.options import Comparison, Execution, Measuring, Options, Output
+from cs_models.errors import UserError, lost_process, nearest, report
+from cs_models.evaluation.options import Comparison, Execution, Measuring, Options, Output, check_text
+from cs_models.files import is_file
 
 PARTS = {"comparison": Comparison, "measuring": Measuring, "execution": Execution, "output": Output}
 TYPES = {name: kind for part in PARTS.values() for name, kind in get_type_hints(part).items()}
@@ -45,8 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             evaluate(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
+    except RuntimeError as error:
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        return report(f"{lost}; the same command goes on where it stopped")
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
@@ -60,12 +65,16 @@ def parse(arguments: Sequence[str] | None = None) -> Options | None:
         UserError: for an unknown option, a value of the wrong type, or an unreadable YAML file.
     """
     words = with_configs_found(sys.argv[1:] if arguments is None else arguments, "eval")
+    for word in words:
+        check_text(word)
     try:
         values = build_parser().parse_args(words)
     except ArgumentError as error:
         raise UserError(explain(str(error))) from None
     except (AttributeError, TypeError, ValueError) as error:  # what the parser makes of some files that are no YAML
         raise UserError(f"cannot read the file of --config: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError("an option's value is nested too deep to be read") from None
     if values.list:
         return None
     # A YAML file may say null, which leaves the default.
@@ -109,12 +118,20 @@ def build_parser() -> ArgumentParser:
                 group.add_argument(f"--{field.name}", action="store_true", **words)
             else:
                 metavar = field.metadata["metavar"]
-                group.add_argument(f"--{field.name}", type=types[field.name], metavar=metavar, **words)
+                kind = folder if types[field.name] is Path else types[field.name]
+                group.add_argument(f"--{field.name}", type=kind, metavar=metavar, **words)
     group = parser.add_argument_group("More")
     group.add_argument("--config", action="config", metavar="YAML", help="file with any of these options; later wins")
     group.add_argument("--list", action="store_true", help="show every method, operator and dataset")
     group.add_argument("-h", "--help", action="help", help="show this help")
     return parser
+
+
+def folder(name: object) -> Path:
+    """The path of a folder to write to; an empty name is a mistake, such as a variable that is not set."""
+    if not str(name):
+        raise ValueError("the name of a folder is empty")
+    return Path(str(name))
 
 
 def explain(message: str) -> str:
@@ -127,6 +144,9 @@ def explain(message: str) -> str:
     if wrong and wrong[1] in TYPES:
         given = re.search(r"(?:Given value|could not convert string to float|invalid literal.*): (.*)", message)
         return f"--{wrong[1]} expects {describe(TYPES[wrong[1]])}" + (f"; got {given[1]}" if given else "")
+    invalid = re.match(r"argument --(\w+): invalid", message)
+    if invalid and invalid[1] in TYPES:
+        return f"--{invalid[1]} expects {describe(TYPES[invalid[1]])}"
     if message.startswith("Unexpected config"):
         return "the file of --config must name options and their values, as in 'methods: [linear, omp]'"
     return " ".join(message.split())
@@ -141,7 +161,8 @@ def describe(kind: Any) -> str:
         return describe(choices[0])
     if issubclass(kind, tuple):
         return str(kind.__doc__).rstrip(".").lower()
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
+    words = {int: "a whole number", float: "a number", bool: "true or false", Path: "the name of a folder"}
+    return words.get(kind, "text")
 
 
 def evaluate(options: Options) -> None:
@@ -189,7 +210,7 @@ def check_names(comparison: Comparison) -> None:
     for name in comparison.datasets:
         if not names_signals(name):
             find_images(name, comparison.data_dir)
-    if comparison.image is not None and not Path(comparison.image).is_file():
+    if comparison.image is not None and not is_file(comparison.image):
         read_image(comparison.image)
 
 

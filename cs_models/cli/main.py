@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from cs_models import __version__
-from cs_models.errors import nearest
+from cs_models.errors import nearest, report
 
-# Name, what runs it, words that it puts before the user's, one line.
+# By name: what runs it, the words that go before the user's own, one line of description.
 COMMANDS = {
     "quickstart": ("cs_models.cli.quickstart:main", (), "train a small network and compare it, in minutes"),
     "train": ("cs_models.cli.train:main", (), "train a network (train.py)"),
@@ -35,11 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = words
     if name not in COMMANDS:
-        print(f"error: unknown command '{name}'{nearest(name, COMMANDS)}", file=sys.stderr)
-        return 2
+        return report(f"unknown command '{name}'{nearest(name, COMMANDS)}")
     target, first, _ = COMMANDS[name]
     module, _, function = target.partition(":")
-    status = getattr(importlib.import_module(module), function)([*first, *rest])
+    try:
+        status = getattr(importlib.import_module(module), function)([*first, *rest])
+    except KeyboardInterrupt:  # while it was being imported, or where the program does not say how to go on
+        print("interrupted", file=sys.stderr)
+        return 130
     return int(status or 0)
 
 

@@ -26,13 +26,14 @@ example:
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cs_models.cli.configs import renamed, with_configs_found
 from cs_models.cli.spelling import SUBCOMMANDS, check_spelling
-from cs_models.errors import find_user_error, first_line, one_line
+from cs_models.errors import LostProcessError, find_user_error, first_line, lost_process, one_line, report
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
@@ -46,15 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     try:
         train(words)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning turns Ctrl-C into an exit with status 1, and ignores further ones from then on.
+        if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print("interrupted; the same command with --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        return report(message)
     return 0
 
 
@@ -83,13 +87,15 @@ def train(words: Sequence[str]) -> LightningCLI:
 
 def explain(error: Exception) -> str | None:
     """What to tell the user of an error; None for one that is no mistake of theirs."""
-    user_error = find_user_error(error) or _wandb_error(error)
+    user_error = find_user_error(error) or _wandb_error(error) or lost_process(error)
     notes = getattr(error, "__notes__", [])
     if user_error is None and not notes and not _is_of_users(error):
         return None
     message = one_line(str(user_error or error))
     if any(f"required: {subcommand}.model" in message for subcommand in SUBCOMMANDS):
         message = "no network to train; name one with --config configs/train/NAME.yaml"
+    if isinstance(user_error, LostProcessError):
+        message += "; the same command with --ckpt_path last goes on from the last checkpoint"
     return "; ".join([message, *notes])
 
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer as LightningTrainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cs_models.cli.configs import renamed
-from cs_models.errors import UserError, first_line
-from cs_models.training.callbacks import ExportCheckpoint, FaultReport, LogConfig, StopOnSigterm, Throughput
+from cs_models.cli.training_checks import check_together, check_trainer
+from cs_models.errors import UserError, find_cause, first_line
+from cs_models.locks import LOCK, holding
+from cs_models.settings import check_range
+from cs_models.training.callbacks import ExportCheckpoint, FaultReport, FolderLock, LogConfig, StopOnSigterm, Throughput
 from cs_models.training.checkpoint_io import TrainingCheckpoint
 from cs_models.training.lightning import LightningTraining
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.trainer import Trainer
 from datamodules.patches import PatchDataModule
+
+_LOAD_YAML = get_loader("yaml")
 
 
 def run(words: Sequence[str] | None) -> LightningCLI:
@@ -41,8 +48,7 @@ def run(words: Sequence[str] | None) -> LightningCLI:
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
     # One image at a time is validated, read from disk; more processes would not help.
     warnings.filterwarnings("ignore", r".*does not have many workers")
-    load = get_loader("yaml")
-    set_loader("yaml", lambda text: load(renamed(text) if isinstance(text, str) else text))
+    set_loader("yaml", _load_renamed, exceptions=(yaml.YAMLError,))
     return TrainCLI(
         LightningTraining,
         PatchDataModule,
@@ -54,6 +60,7 @@ def run(words: Sequence[str] | None) -> LightningCLI:
         seed_everything_default=0,
         trainer_defaults={
             "callbacks": [
+                FolderLock(),
                 ExportCheckpoint(),
                 Throughput(),
                 LearningRateMonitor("step"),
@@ -66,6 +73,10 @@ def run(words: Sequence[str] | None) -> LightningCLI:
         },
         args=None if words is None else list(words),
     )
+
+
+def _load_renamed(text: str) -> Any:
+    return _LOAD_YAML(renamed(text) if isinstance(text, str) else text)
 
 
 def _tells_of_this_training(record: logging.LogRecord) -> bool:
@@ -84,6 +95,11 @@ class TrainCLI(LightningCLI):
     """Errors are raised for the caller to show, and a checkpoint never overrides what the user wrote."""
 
     model: LightningTraining
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Parse and run, and hold the folder of the training until then."""
+        with ExitStack() as self._held:
+            super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: object) -> LightningArgumentParser:
         return super().init_parser(**kwargs, exit_on_error=False)
@@ -110,9 +126,14 @@ class TrainCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning would take the model's settings from the checkpoint; the command line wins here."""
 
+    def _set_seed(self) -> None:
+        check_range("seed_everything", self._get(self.config, "seed_everything"), 0, 2**32 - 1)
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Refuse what would start and go wrong later, and choose the folder of the run."""
         config = self.config[self.config.subcommand]
+        check_trainer(config.trainer, config.data)
         self._check_strategy(config)
         if self.config.subcommand == "fit":
             self._choose_folder(config)
@@ -120,16 +141,23 @@ class TrainCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ImportError as error:
-            raise UserError(f"a package is missing for these settings: {first_line(error)}") from error
+        except (ImportError, ValueError) as error:
+            missing = find_cause(error, ImportError)
+            if missing is None:
+                raise
+            raise UserError(f"a package is missing for these settings: {first_line(missing)}") from error
         self.model = LightningTraining(self._get(self.config_init, "model"))
+        check_together(self.model.method, self.trainer, self.datamodule)
+        if self.config.subcommand == "fit":  # nothing is written before all settings are found good
+            self._hold_folder(self.config[self.config.subcommand])
         self._check_last()
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ImportError, ValueError) as error:
-            raise UserError(f"the trainer's settings do not fit together or not this machine: {error}") from error
+        except Exception as error:  # nothing but the settings is new here; Lightning has errors of many kinds for them
+            reason = " ".join(str(error).split())
+            raise UserError(f"the trainer's settings do not fit together or not this machine: {reason}") from error
 
     def _check_strategy(self, config: Any) -> None:
         strategy = getattr(config.trainer.strategy, "class_path", str(config.trainer.strategy))
@@ -161,6 +189,14 @@ class TrainCLI(LightningCLI):
         elif not last:
             init.name = next_name(runs, init.name)
 
+    def _hold_folder(self, config: Any) -> None:
+        """Refuse a second training in the folder of one that runs; other processes ask later, see `FolderLock`."""
+        logger = config.trainer.logger
+        ours = getattr(logger, "class_path", "").endswith(".ContinuedCSVLogger")
+        if ours and _rank() == 0:
+            init = logger.init_args
+            self._held.enter_context(holding(Path(init.save_dir) / init.name / (init.version or ""), "training"))
+
     def _check_last(self) -> None:
         """Refuse ``--ckpt_path last`` where there is no checkpoint; Lightning would start anew."""
         if self._get(self.config, "ckpt_path") != "last":
@@ -174,12 +210,21 @@ class TrainCLI(LightningCLI):
             )
 
 
+def _rank() -> int:
+    """Number of this process among those of a training, as a launcher tells it before they meet."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
+    return next((int(rank) for rank in ranks if rank is not None), 0)
+
+
 def numbered_folders(parent: Path, name: str) -> list[Path]:
-    """The folders ``NAME``, ``NAME_2``, ``NAME_3``, ... that hold something, in this order."""
+    """The folders ``NAME``, ``NAME_2``, ``NAME_3``, ... that hold something, in this order.
+
+    A lock alone is nothing: the first process of this very training may have left it, or one that starts as well.
+    """
     found: dict[int, Path] = {}
     for folder in parent.glob(f"{name}*"):
         match = re.fullmatch(re.escape(name) + r"(?:_(\d+))?", folder.name)
-        if match and folder.is_dir() and any(folder.iterdir()):
+        if match and folder.is_dir() and any(entry.name != LOCK for entry in folder.iterdir()):
             found[int(match[1] or 1)] = folder
     return [found[number] for number in sorted(found)]
 

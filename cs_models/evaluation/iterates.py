@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cs_models.errors import UserError
+from cs_models.errors import CommandParser, UserError, report
 from cs_models.metrics import psnr
 from cs_models.operators import make_operator
 from cs_models.training.module import ReconstructionModule
@@ -43,7 +42,7 @@ def iterates(
         method: name of a zoo network or path of a checkpoint.
         image: ``(1, H, W)`` in [0, 1].
         ratio: CS ratio.
-        operator_words: see `cs_models.operators.make_operator`; the network's natural operator by default.
+        operator_words: see `cs_models.operators.make_operator`; the network's own operator by default.
         seed: of the operator's draw.
         iterations_per_layer: another schedule than the network's own.
 
@@ -120,7 +119,7 @@ def _counts(text: str) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m cs_models.evaluation.iterates",
         description="Show how an unfolding network's reconstruction grows, iteration by iteration.",
     )
@@ -131,16 +130,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the operator's draw (0)")
     parser.add_argument("--iterations_per_layer", type=_counts, help="schedule, as 4,4,4,4,4")
     parser.add_argument("--out", type=Path, default=Path("results/iterates"), help="folder (results/iterates)")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         image = image_tensor(read_image(Path(options.image)))
         estimates, psnr_db = iterates(
             options.method, image, options.ratio, options.operator, options.seed, options.iterations_per_layer
         )
         files = write(estimates, psnr_db, image, options.out)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     print(f"PSNR {psnr_db[0]:.2f} dB after 1 iteration, {psnr_db[-1]:.2f} dB after {len(psnr_db)}")
     print("\n".join(map(str, files)))
     return 0

@@ -19,7 +19,7 @@ from cs_models.evaluation.processes import Processes, is_first, processes
 from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
 from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, only_writer
 from cs_models.operators import MeasurementOperator
-from cs_models.reconstruction import Solution
+from cs_models.reconstruction import Solution, check_finite
 
 SizeKey = tuple[Candidate, torch.Size]
 """A method, and channels, height and width of images."""
@@ -44,7 +44,9 @@ def run(plan: Plan) -> list[Row]:
     execution, folder = plan.options.execution, plan.options.output.out
     group = processes(plan.device, execution.devices)
     if not is_first(execution.devices):
-        _Worker(plan, group).run()
+        worker = _Worker(plan, group)
+        with only_writer(folder, first=False):
+            worker.run()
         return []
     with only_writer(folder):
         table = ResultsFile(folder)
@@ -97,10 +99,9 @@ class _Worker:
         total = sum(len(self._share(case)) for case in self.plan.cases)
         with tqdm(total=total, unit="image", disable=None if self.rank == 0 else True) as bar:
             for case in self.plan.cases:
-                network, psnr_db = case.candidate.network, []
+                psnr_db: list[float] = []
                 bar.set_description(f"{case.candidate.spec.text} {case.images.set_name} {case.candidate.ratio:g}")
-                if network is not None:
-                    network.to(self.plan.device)
+                case.candidate.to(self.plan.device)
                 for batch in self._batches(case, bar):
                     for row in self._reconstruct(case, batch):
                         self.table.append(row)
@@ -108,8 +109,7 @@ class _Worker:
                         if math.isfinite(row.psnr_db):
                             psnr_db.append(row.psnr_db)
                             bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
-                if network is not None:
-                    network.cpu()
+                case.candidate.to(torch.device("cpu"))
 
     def _share(self, case: Case) -> range:
         return range(self.rank, len(case.images), self.world_size)
@@ -140,6 +140,7 @@ class _Worker:
         images = torch.stack([task.image for task in batch]).to(self.plan.device)
         operator = self.plan.operator(case, images[0])
         y = torch.cat([measure(operator, image, case.seed, options.measuring.bits) for image in images])
+        candidate.prepare(y[:1], operator)  # before operations are counted, and time
         key = (candidate, images.shape[1:])
         if key not in self._seen and not self._warms_itself(candidate, images):
             with self._counting(key):
@@ -149,7 +150,9 @@ class _Worker:
         self._seen.add(key)
         with self._counting(key, len(batch)):
             solution, seconds, peak_memory_mb = self._timed_solve(candidate, y, operator)
-        estimates = solution.x.float().clamp(0, 1).cpu()
+        estimates = solution.x.float().cpu()
+        check_finite(estimates, f"method '{candidate.spec.text}'")
+        estimates = estimates.clamp(0, 1)
         # A file that changes makes another operator of the same name.
         matrix = {key: value for key, value in operator.spec.items() if key == "sha256"}
         for index, (task, estimate) in enumerate(zip(batch, estimates, strict=True)):
@@ -179,7 +182,7 @@ class _Worker:
                 schedule=candidate.schedule,
                 height=images.shape[-2],
                 width=images.shape[-1],
-                parameters=_parameters(candidate),
+                parameters=candidate.parameters,
                 macs=self._macs.get(key),
                 peak_memory_mb=peak_memory_mb,
                 settings_key=short_hash(candidate.facts | matrix),
@@ -193,12 +196,12 @@ class _Worker:
         Solvers on the CPU have nothing to warm up but what trying them out before the run has done, and what a network
         has is little beside the time of a large image.
         """
-        return self.plan.device.type == "cpu" and (candidate.network is None or images[0].numel() > LARGE_IMAGE)
+        return self.plan.device.type == "cpu" and (not candidate.modules or images[0].numel() > LARGE_IMAGE)
 
     @contextmanager
     def _counting(self, key: SizeKey, images: int = 1) -> Iterator[None]:
         """Count a network's multiply-adds for one image of a size, unless they are known."""
-        if key[0].network is None or key in self._macs:
+        if not key[0].modules or key in self._macs:
             yield
             return
         with CountOperations() as counter:
@@ -219,12 +222,6 @@ class _Worker:
         torch.cuda.synchronize(self.plan.device)
         seconds = time.perf_counter() - start
         return solution, seconds, torch.cuda.max_memory_allocated(self.plan.device) / 2**20
-
-
-def _parameters(candidate: Candidate) -> int:
-    if candidate.network is None:
-        return 0
-    return sum(parameter.numel() for parameter in candidate.network.evaluated_network.parameters())
 
 
 def _device_name(device: torch.device) -> str:

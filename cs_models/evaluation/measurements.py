@@ -16,10 +16,12 @@ from cs_models.evaluation.pictures import slug, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
+from cs_models.files import is_file
 from cs_models.numerics import relative
 from cs_models.operators import MeasurementOperator, make_operator, names_file, split_kind
 from cs_models.operators.matrices import load_matrix
 from cs_models.operators.own import is_mask, share
+from cs_models.reconstruction import check_finite
 from cs_models.zoo.methods import parse_methods
 
 
@@ -51,8 +53,9 @@ def reconstruct_measurements(options: Options) -> str:
     pairs = parse_methods(options.comparison.methods, [ratio])
     candidates = [make_candidate(spec, ratio, options.execution, device) for spec, ratio in pairs]
     for candidate in candidates:
+        candidate.to(device)
         if candidate.network is not None:
-            candidate.network.to(device).check_operator(operator)
+            candidate.network.check_operator(operator)
     columns = ["method", "image", "residual", "iterations", "seconds"]
     lines = []
     with only_writer(out):
@@ -61,6 +64,7 @@ def reconstruct_measurements(options: Options) -> str:
             start = time.perf_counter()
             solution = candidate.solve(y, operator)
             estimates = solution.x.float().cpu()
+            check_finite(estimates, f"method '{candidate.spec.text}'")
             seconds = (time.perf_counter() - start) / len(y)
             error = relative(operator(solution.x.to(device)) - y, y)
             for index, estimate in enumerate(estimates):
@@ -81,7 +85,7 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
     Raises:
         UserError: if the file is missing or unreadable, or its shape or kind of numbers does not fit the operator.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise UserError(f"measurements not found: {path}")
     array = read_npy(Path(path))
     if array.dtype.kind not in "fiuc" or not np.isfinite(array).all():
@@ -103,7 +107,7 @@ def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor
     y = torch.from_numpy(native).to(example.dtype)
     y = y.reshape(*(y.shape[:2] if leading == 2 else (-1, 1)), *expected)
     if y.shape[1] not in (1, 3):
-        raise UserError(f"{path} has {y.shape[1]} channels an image; 1 or 3 make a picture")
+        raise UserError(f"{path} has {y.shape[1]} channels per image; a picture has 1 or 3")
     return y
 
 

@@ -19,7 +19,7 @@ class CountOperations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # The formulas bring in Triton, which nobody needs who runs no network.
+        # The formulas bring in Triton, which only the evaluation of networks needs.
         from torch.utils.flop_counter import flop_registry
 
         self.formulas = flop_registry

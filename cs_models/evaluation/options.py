@@ -10,6 +10,11 @@ from jsonargparse.typing import register_type
 
 from cs_models.errors import UserError
 
+# Of --noise, for pixels in 0..255; far beyond what leaves anything of an image.
+MOST_NOISE = 10_000
+# The longest path of Linux; other systems take shorter ones.
+LONGEST_NAME = 4096
+
 
 class Words(tuple[str, ...]):
     """Names separated by commas."""
@@ -39,13 +44,39 @@ def _help(text: str, metavar: str | None = None) -> dict[str, str | None]:
     return {"help": text, "metavar": metavar}
 
 
+def check_text(text: str) -> None:
+    """Refuse text that is no part of any name.
+
+    Raises:
+        UserError: for a null character, and for bytes that are not UTF-8.
+    """
+    if "\0" in text:
+        raise UserError(f"'{text}' holds a null character, which no name has")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"'{text}' is not UTF-8, which tables and reports are written in; rename it") from None
+
+
+def _check_name(option: str, value: object) -> None:
+    """Refuse a name that no file can have or no table can hold; the value of an option that is no text passes."""
+    if isinstance(value, str | Path):
+        check_text(str(value))
+        if len(str(value)) > LONGEST_NAME:
+            raise UserError(f"--{option} holds a name of {len(str(value)):,} characters; names have {LONGEST_NAME:,}")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What is compared."""
 
     methods: Words = field(
         default=Words(),
-        metadata=_help("names, as omp or clomp:released=true; zoo (all trained networks); checkpoints' paths", "M1,M2"),
+        metadata=_help(
+            "names, as omp or clomp:released=true; zoo (all trained networks); checkpoints' paths; or your own network "
+            "or solver, as module:my_file.py:NAME, which runs that file (docs/own_networks.md)",
+            "M1,M2",
+        ),
     )
     datasets: Words = field(
         default=Words(),
@@ -178,6 +209,10 @@ class Options:
             UserError: for options that are missing, out of range or exclude one another.
         """
         comparison, measuring, execution = self.comparison, self.measuring, self.execution
+        for part in (comparison, measuring, execution, self.output):
+            for name, value in vars(part).items():
+                for word in value if isinstance(value, tuple) else (value,):
+                    _check_name(name, word)
         if not comparison.methods:
             raise UserError("name the methods, as in --methods linear,omp; eval.py --list shows them all")
         subjects = {
@@ -206,8 +241,8 @@ class Options:
             raise UserError(f"--limit {comparison.limit}: at least 1 image is needed")
         if min(measuring.draws) < 0 or max(measuring.draws) >= 2**32:
             raise UserError("a seed is a number from 0 to 2^32 - 1")
-        if not 0 <= measuring.noise < float("inf"):
-            raise UserError(f"--noise {measuring.noise:g}: the standard deviation is 0 or more")
+        if not 0 <= measuring.noise <= MOST_NOISE:
+            raise UserError(f"--noise {measuring.noise:g}: the standard deviation is 0 or more, up to {MOST_NOISE:,}")
         if measuring.bits is not None and not 1 <= measuring.bits <= 16:
             raise UserError(f"--bits {measuring.bits}: expected 1 to 16")
         if execution.devices < 1 or execution.batch_size < 1:
@@ -229,6 +264,19 @@ class Options:
             return
         if self.output.lpips or self.output.fid:
             raise UserError("--lpips and --fid compare with originals, which --measurements has none of")
+        without_effect = {
+            "--wandb": self.output.wandb,
+            "--save_images": self.output.save_images,
+            "--seeds": measuring.seeds,
+            "--bits": measuring.bits,
+            "--devices": self.execution.devices > 1,
+            "--batch_size": self.execution.batch_size > 1,
+            "--limit": self.comparison.limit,
+            "--channels": self.comparison.channels,
+        }
+        given = [name for name, value in without_effect.items() if value]
+        if given:
+            raise UserError(f"{' and '.join(given)} would have no effect with --measurements; leave it out")
         if len(measuring.shape) != 2 or min(measuring.shape) < 1:
             raise UserError("--measurements needs the size of the images, as in --shape 256,256")
         if measuring.operator is None:

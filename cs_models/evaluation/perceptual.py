@@ -19,6 +19,7 @@ from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.report.summary import Setting, current_rows, setting_of
 from cs_models.evaluation.report.tables import append_section, markdown_table
 from cs_models.evaluation.results import Row, to_text, write_table
+from cs_models.files import is_file
 from datamodules.images import read_image
 
 LPIPS_FILE = "alexnet-owt-7be5be79.pth"
@@ -34,7 +35,7 @@ def check_weights_files(lpips: str | None, fid: str | None) -> None:
     for option, file, usual in (("--lpips", lpips, LPIPS_FILE), ("--fid", fid, FID_FILE)):
         if file is None:
             continue
-        if not Path(file).is_file():
+        if not is_file(file):
             raise UserError(f"{option}: no file {file}; give the path of {usual}, which is never downloaded here")
         try:
             # The libraries read the file again without this restriction; what passes here holds no code.

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.files import replacing
 from datamodules.images import write_png
 
 if TYPE_CHECKING:
@@ -81,11 +82,9 @@ def write_picture(path: Path, image: Tensor) -> None:
 
 
 def _write_npy(path: Path, signal: Tensor) -> None:
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.save(file, signal.flatten().numpy())
-        partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cs_models.errors import UserError
 from cs_models.evaluation.options import Execution, Options
@@ -19,11 +20,19 @@ from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
-from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator, make_operator, names_file
-from cs_models.precision import no_tf32, usual_precision
+from cs_models.operators import (
+    ColumnOperator,
+    MeasurementOperator,
+    PixelOperator,
+    make_operator,
+    names_file,
+    split_kind,
+)
+from cs_models.precision import EMULATED_BF16, computes_bf16, usual_precision
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.module import ReconstructionModule
-from cs_models.zoo.methods import METHODS, MethodSpec, build_method, parse_methods
+from cs_models.zoo.methods import MethodSpec, build_method, parse_methods, usual_operator
+from cs_models.zoo.own_methods import OwnMethod
 from datamodules.catalog import BenchmarkImages, ImageFile, load_set
 from datamodules.signals import BenchmarkSignals, load_signal_set, names_signals
 
@@ -41,10 +50,10 @@ class Candidate:
         spec: the method as typed.
         ratio: CS ratio.
         reconstructor: what reconstructs; a network stays on the CPU until its turn.
-        precision: "fp32" or "bf16"; solvers always work in "fp32".
+        precision: "fp32" or "bf16"; solvers always work in "fp32", networks that are not ours unless asked otherwise.
         schedule: iterations of each layer where the user chose them.
         tiling: how large images are cut; None where they are not.
-        _fitted: the tiles of each size of measurements and image that came up.
+        _fitted: the tiles for each size of measurements and image so far.
     """
 
     spec: MethodSpec
@@ -60,16 +69,42 @@ class Candidate:
         """The method if it is a trained one."""
         return self.reconstructor if isinstance(self.reconstructor, ReconstructionModule) else None
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What has weights and moves to a device: a trained network, or those of a method of the user's own."""
+        if self.network is not None:
+            return [self.network]
+        return self.reconstructor.modules if isinstance(self.reconstructor, OwnMethod) else []
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters; of a network with a moving average, of that alone."""
+        modules = self.modules if self.network is None else [self.network.evaluated_network]
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    def to(self, device: torch.device) -> None:
+        """Move what has weights."""
+        for module in self.modules:
+            module.to(device)
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """Everything on the side of the method that determines its results."""
-        facts = {
+        facts: dict[str, Any] = {
             "method": self.spec.name if self.spec.training_free else "network",
             "settings": self.reconstructor.settings(),
             "precision": self.precision,
             "schedule": self.schedule,
         }
+        if self.spec.own:
+            # Not the path, which may be another on another machine.
+            given = [self.spec.own_name, *(pair for pair in self.spec.settings if pair[0] != "checkpoint")]
+            facts |= {"method": "own", "source": self.spec.code.sha256, "given": given}
         return facts if self.tiling is None else facts | {"tiling": asdict(self.tiling)}
+
+    def prepare(self, y: Tensor, operator: MeasurementOperator) -> None:
+        """Compute what is computed of an operator once and kept with it."""
+        self.reconstructor.prepared(y, operator)
 
     def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         """The method's `Solution`, in the candidate's precision.
@@ -78,7 +113,8 @@ class Candidate:
             UserError: if the method cannot work with the operator, or the GPU's memory is too small.
         """
         try:
-            with torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16"), no_tf32():
+            autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+            with self.spec.errors_in_one_line(), autocast:
                 if self.tiling is not None:
                     size = y.shape, operator.image_size
                     if size not in self._fitted:
@@ -162,6 +198,9 @@ class Plan:
         self._named_operator = lru_cache(maxsize=16)(make_operator)
         self._sized_operator = lru_cache(maxsize=16)(self._make_sized_operator)
         self._said: set[str] = set()
+        slow = options.execution.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.device)
+        if slow and any(candidate.network for candidate in candidates):
+            logger.warning("this CPU has no bfloat16: networks are %s; --precision auto avoids that", EMULATED_BF16)
         for case in self.cases:
             if case.seed == options.measuring.draws[0]:
                 self._try_out(case)
@@ -214,10 +253,13 @@ class Plan:
         ratio, sigma = case.candidate.ratio, self.options.measuring.noise / 255
         words, network = self.options.measuring.operator, case.candidate.network
         if words is None and network is not None:
-            operator = network.default_operator(ratio, (height, width), case.seed, sigma)
+            with case.candidate.spec.errors_in_one_line():
+                operator = network.default_operator(ratio, (height, width), case.seed, sigma)
         else:
             if words is None:
-                words = "column" if case.images.channels == "signal" else METHODS[case.candidate.spec.name].operator
+                words = "column" if case.images.channels == "signal" else usual_operator(case.candidate.spec)
+            if case.images.channels == "signal" and names_file(words) and split_kind(words)[0] is None:
+                words = f"column:{words}"  # a signal is a column, and never a block
             operator = self._named_operator(words, ratio, (height, width), case.seed, sigma)
         return operator.resized(*size).to(device)
 
@@ -247,7 +289,8 @@ class Plan:
         if case.candidate.tiling is not None:
             case.candidate.tiling.check(operator)
         if case.candidate.network:
-            case.candidate.network.check_operator(operator)
+            with case.candidate.spec.errors_in_one_line():
+                case.candidate.network.check_operator(operator)
             return
         height, width = min(image.shape[-2], PROBE_SIDE), min(image.shape[-1], PROBE_SIDE)
         try:
@@ -255,7 +298,9 @@ class Plan:
         except UserError:  # a user's own matrix or mask may fit one image size only
             height, width = operator.image_size
         y = operator(image[None, :, :height, :width].to(self.device))
+        case.candidate.to(self.device)
         case.candidate.solve(y, operator)
+        case.candidate.to(torch.device("cpu"))
 
 
 def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device: torch.device) -> Candidate:
@@ -271,7 +316,12 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
     elif execution.tile_memory is not None:
         tiling = TileMemory(execution.tile_memory, execution.overlap)
     if not isinstance(reconstructor, ReconstructionModule):
-        return Candidate(spec, ratio, reconstructor, tiling=tiling)
+        # What is not ours may compute where float32 is needed, so that bfloat16 is for the user to ask for.
+        own = reconstructor.modules if isinstance(reconstructor, OwnMethod) else []
+        for module in own if execution.compile else []:
+            module.compile()
+        precision = "bf16" if own and execution.precision == "bf16" else "fp32"
+        return Candidate(spec, ratio, reconstructor, precision, tiling=tiling)
     schedule = execution.iterations_per_layer
     if schedule:
         reconstructor.set_schedule(schedule)
@@ -316,6 +366,8 @@ def choose_device(name: str | None, devices: int = 1) -> torch.device:
     kind = name or ("cuda" if available else "cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("this machine has no Apple GPU that torch can use; use --device cpu")
+    if kind != "cuda" and devices > max(64, 4 * (os.cpu_count() or 1)):
+        raise UserError(f"--devices {devices} are too many processes for this machine")
     if kind == "cuda" and available < devices:
         raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
     return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)

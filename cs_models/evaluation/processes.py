@@ -1,4 +1,4 @@
-"""The processes that share an evaluation: Lightning Fabric's, or the one that there is."""
+"""The processes that share an evaluation: Lightning Fabric's, or this one alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Processes(Protocol):
         """How many there are."""
 
     def launch(self) -> None:
-        """Start the others, or meet them."""
+        """Start the other processes, or join them."""
 
     def barrier(self) -> None:
         """Wait until all processes are here."""

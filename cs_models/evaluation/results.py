@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,6 +14,8 @@ from typing import Any, get_type_hints
 from filelock import lock_descriptor
 
 from cs_models.errors import UserError
+from cs_models.files import replacing
+from cs_models.locks import holding
 
 TABLE = "per_image.csv"
 BINARY = getattr(os, "O_BINARY", 0)  # Windows writes "\r\n" without it
@@ -116,6 +118,9 @@ class ResultsFile:
         header = _line(COLUMNS)
         try:
             content = self.path.read_bytes() if self.path.exists() else b""
+            # Nothing of a file is cut that is not ours: one that begins with our header, or is the beginning of it.
+            if not content.startswith(header) and not header.startswith(content):
+                raise UserError(f"{self.path} is a table of another kind or version; choose another --out")
             complete = content[: content.rfind(b"\n") + 1]
             if complete != content:
                 os.truncate(self.path, len(complete))
@@ -123,8 +128,6 @@ class ResultsFile:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         if not complete:
             self._write(header)
-        elif not complete.startswith(header):
-            raise UserError(f"{self.path} is a table of another kind or version; choose another --out")
 
     def rows(self) -> list[Row]:
         """The rows so far, oldest first. Of rows with the same method, dataset, image and key the last one counts.
@@ -172,34 +175,18 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise UserError(f"{path} is a table of another kind or version; its columns are {reader.fieldnames}")
     for record in reader:
         try:
-            yield Row(**{name: _from_text(record[name], _TYPES[name]) for name in COLUMNS})
+            yield Row(**{name: from_text(record[name], _TYPES[name]) for name in COLUMNS})
         except (ValueError, TypeError):
             raise UserError(f"{path}, line {reader.line_num}: cannot read it; delete the line to continue") from None
 
 
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a results folder; the lock goes with the process, however it ends.
+def only_writer(folder: Path, first: bool = True) -> AbstractContextManager[None]:
+    """Hold a results folder, see `holding`; every process of an evaluation does while it writes.
 
     Raises:
-        UserError: if another process holds it, or it cannot be created or written.
+        UserError: if another evaluation holds it, or it cannot be created or written.
     """
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(f"cannot write to the folder {folder}: {error.strerror}") from error
-    try:
-        try:
-            alone = lock_descriptor(descriptor, blocking=False)
-        except OSError as error:  # a file system without locks
-            raise UserError(f"cannot lock the folder {folder}: {error.strerror}; choose another --out") from error
-        if not alone:
-            raise UserError(f"another evaluation is writing to {folder}; wait for it or choose another --out")
-        yield
-    finally:
-        os.close(descriptor)
+    return holding(folder, "evaluation", first)
 
 
 def write_table(path: Path, columns: Iterable[str], lines: Iterable[Iterable[str]]) -> None:
@@ -208,10 +195,9 @@ def write_table(path: Path, columns: Iterable[str], lines: Iterable[Iterable[str
     Raises:
         UserError: if it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(b"".join(map(_line, [columns, *lines])))
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(b"".join(map(_line, [columns, *lines])))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
@@ -243,7 +229,8 @@ def to_text(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def _from_text(text: str, kind: Any) -> Any:
+def from_text(text: str, kind: Any) -> Any:
+    """The value of a cell of a CSV file, of a type that `to_text` writes; an empty one is None."""
     if kind is str:
         return text
     if kind in (int, float):

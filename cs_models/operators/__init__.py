@@ -8,10 +8,12 @@ from operator import attrgetter
 import numpy as np
 from torch import Tensor
 
+from cs_models.host_memory import check_memory
 from cs_models.operator_names import find_operator
-from cs_models.operators.bank import Sampling, SamplingBank
+from cs_models.operators.bank import MOST_NOISE, Sampling, SamplingBank
 from cs_models.operators.base import MatrixOperator, MeasurementOperator, adjoint_error
 from cs_models.operators.block import BlockOperator
+from cs_models.operators.checks import check_image_size
 from cs_models.operators.column import ColumnOperator
 from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import (
@@ -26,6 +28,7 @@ from cs_models.operators.pixel import PixelOperator
 from cs_models.operators.radon import RadonOperator
 from cs_models.operators.structured import StructuredOperator
 from cs_models.operators.transform2d import Transform2dOperator
+from cs_models.settings import check_range
 
 __all__ = [
     "BlockOperator",
@@ -69,6 +72,12 @@ def make_operator(
         UserError: for an unknown name, a ratio outside (0, 1] or a file that does not fit.
     """
     check_ratio(ratio)
+    check_range("the seed of a random operator", seed, 0, 2**32 - 1)
+    check_range("noise_sigma", noise_sigma, 0, MOST_NOISE)
+    image_size = check_image_size(image_size)
+    height, width = image_size
+    # Some images, their measurements, and where in the image each number of these comes from.
+    check_memory(64 * height * width, f"measuring an image of {height}x{width}")
     if not isinstance(spec, str):
         matrix = check_matrix(spec)
         source = {"matrix": "given", "sha256": tensor_sha256(matrix)}

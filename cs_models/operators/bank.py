@@ -14,6 +14,7 @@ from cs_models.operators.block import BlockOperator
 from cs_models.operators.components import check_block_size, principal_rows, principal_source
 from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import (
+    check_matrix_memory,
     check_ratio,
     gaussian_matrix,
     orthonormal_rows,
@@ -21,9 +22,12 @@ from cs_models.operators.matrices import (
     structured_rows,
 )
 from cs_models.operators.structured import StructuredOperator
+from cs_models.settings import check_distinct, check_range
 
 # Training matrices have seeds from here on, so that evaluation, whose seeds are small, meets unseen ones.
 FIRST_TRAINING_SEED = 100_000
+# Of the noise, for pixels in 0..255; far beyond what leaves anything of an image.
+MOST_NOISE = 10_000
 SMALLEST_RATIO_STEP = 0.001
 
 
@@ -33,14 +37,15 @@ class Sampling:
 
     Attributes:
         ratios: nominal CS ratios in (0, 1], each equally likely.
-        kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask a ratio.
+        kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask per ratio.
         block_size: B.
         matrices: of "block": "gaussian"; or "pca", the principal components of photographs, one matrix for all ratios.
-        matrices_per_ratio: how many different matrices; they are shared, nested, by the ratios.
+        matrices_per_ratio: number of different matrices; the ratios share them, a smaller one taking the first rows.
         noise_sigma: largest standard deviation of the noise on the measurements, on the 0-255 scale; each step
             draws one uniformly between 0 and it.
         seed: of the draws and of the matrices.
-        ratio_step: where it is given, `ratios` names two, and becomes those from the first to the second in such steps.
+        ratio_step: if given, `ratios` names the smallest and the largest one, and becomes all those between in such
+            steps.
     """
 
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -54,14 +59,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.ratio_step is not None:
-            # Frozen, like every configuration: set once, here. The names that a checkpoint remembers give the same.
+            # Frozen, like every configuration: set once, here. The ratios that a checkpoint stores give the same again.
             object.__setattr__(self, "ratios", ratio_range(self.ratios, self.ratio_step))
         if not self.ratios:
             raise UserError("sampling needs at least one ratio, such as 0.1")
         for ratio in self.ratios:
             check_ratio(ratio)
-        if self.matrices_per_ratio < 1:
-            raise UserError(f"matrices_per_ratio must be at least 1, got {self.matrices_per_ratio}")
+        check_distinct("sampling.ratios", self.ratios)
+        # Matrices have seeds of their own below 2^32, a thousand for each seed.
+        check_range("matrices_per_ratio", self.matrices_per_ratio, 1, 1000)
+        check_range("sampling.seed", self.seed, 0, (2**32 - FIRST_TRAINING_SEED) // 1000 - 1)
+        check_range("sampling.noise_sigma", self.noise_sigma, 0, MOST_NOISE)
+        check_range("sampling.block_size", self.block_size, 1, 2**16)
+        if self.kind != "fourier":
+            n = self.block_size**2
+            check_matrix_memory(structured_rows(max(self.ratios), n), n)
         if self.matrices == "pca":
             self._check_principal()
 
@@ -121,11 +133,12 @@ class SamplingBank:
         permutation_seed = _below(2**31, generator)
         return self._operator(ratio, index, image_size, permutation_seed, sigma, device)
 
-    def matrix(self, ratio: float, index: int = 0, device: torch.device | str = "cpu") -> Tensor:
-        """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows."""
+    def matrix(self, ratio: float, index: int = 0, device: torch.device | str | None = None) -> Tensor:
+        """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows; by default where torch makes
+        tensors."""
         if index not in self._matrices:
             self._matrices[index] = self._largest(index)
-        self._matrices[index] = self._matrices[index].to(device)
+        self._matrices[index] = self._matrices[index].to(device or torch.get_default_device())
         return self._matrices[index][: self._rows(ratio)]
 
     def _largest(self, index: int) -> Tensor:

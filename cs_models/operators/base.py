@@ -11,45 +11,32 @@ Every operator obeys four laws, which `tests/test_operators.py` checks for each 
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cs_models.errors import UserError
+from cs_models.operators.checks import check_image_size, check_tensor, checked
 from cs_models.operators.remembered import Remembered
-from cs_models.precision import no_tf32
+from cs_models.operators.rows import RowSpace, rank_tolerance
+from cs_models.precision import full_precision
 
 # Smallest ratio of the pivots of QR with which the inverse keeps some ten digits in float64.
 FULL_RANK = 1e-3
-
-
-def full_precision(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Let a method compute in its operands' precision, under autocast and where TF32 is allowed too.
-
-    Data consistency is cheap and precision-critical: a network's convolutions may run in bfloat16, A may not.
-    """
-
-    @functools.wraps(method)
-    def wrapped(self: Any, tensor: Tensor) -> Tensor:
-        with torch.autocast(tensor.device.type, enabled=False), no_tf32():
-            return method(self, tensor)
-
-    return wrapped
-
-
-Matrix = TypeVar("Matrix", bound="MatrixOperator")
 
 
 class MeasurementOperator(nn.Module, ABC):
     """A linear map from images ``(N, C, H, W)`` to measurements ``(N, C, ...)``.
 
     Every channel of every image is measured by itself with the same map, so colour images need no special case.
+
+    What `forward`, `adjoint` and `pinv` of any subclass are given is checked first, by shape and dtype alone: that
+    costs a microsecond and never waits for a device.
 
     An operator is bound to one image size; `resized` gives the same sampling for another size, sharing the matrix.
 
@@ -64,12 +51,44 @@ class MeasurementOperator(nn.Module, ABC):
 
     def __init__(self, image_size: tuple[int, int], ratio: float, noise_sigma: float = 0.0) -> None:
         super().__init__()
-        height, width = image_size
-        if height < 1 or width < 1:
-            raise ValueError(f"image_size must be positive, got {image_size}")
-        self.image_size = (int(height), int(width))
+        self.image_size = check_image_size(image_size)
         self.ratio = float(ratio)
         self.noise_sigma = float(noise_sigma)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        checks = {"forward": "check_images", "adjoint": "check_measurements", "pinv": "check_measurements"}
+        for name, check in checks.items():
+            if name in cls.__dict__:
+                setattr(cls, name, checked(cls.__dict__[name], check))
+
+    def check_images(self, x: Tensor) -> None:
+        """Raise UserError unless x can be images that this operator measures, by its shape and dtype."""
+        check_tensor(x, "images", "x.float() / 255 where they are 0..255")
+        if x.ndim != 4 or x.shape[-2:] != self.image_size:
+            height, width = self.image_size
+            raise UserError(
+                f"images of shape {tuple(x.shape)} were given to an operator for (N, C, {height}, {width}); "
+                "operator.resized(height, width) is the same sampling for another size"
+            )
+
+    def check_measurements(self, y: Tensor) -> None:
+        """Raise UserError unless y can be measurements of this operator, by its shape and dtype."""
+        check_tensor(y, "measurements", "y.float()")
+        expected = self.measurement_shape
+        if expected is None or (y.ndim == 2 + len(expected) and y.shape[2:] == expected):
+            return
+        if y.ndim == 2 + len(expected) and y.shape[-1] != expected[-1]:
+            problem = f"{y.shape[-1]} measurements a signal were given and the operator takes {expected[-1]}"
+        else:
+            shape = ", ".join(["N", "C", *map(str, expected)])
+            problem = f"measurements of shape {tuple(y.shape)} were given and the operator takes ({shape})"
+        raise UserError(f"{problem}; reconstruct with the operator that measured")
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...] | None:
+        """What follows (N, C) in the shape of the measurements; None where only measuring would tell."""
+        return None
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -94,8 +113,8 @@ class MeasurementOperator(nn.Module, ABC):
 
     def normal(self, x: Tensor) -> Tensor:
         """``A^T A x`` for images ``(N, C, H, W)``."""
-        # Two products with a matrix (M, n) cost 2 M n multiplications a signal, one with its Gram matrix n^2: more for
-        # every ratio below 0.5. Above it, forming the Gram matrix costs what some images save.
+        # Two products with a matrix (M, n) cost 2 M n multiplications per signal, one with its Gram matrix n^2: more
+        # for every ratio below 0.5. Above it, forming the Gram matrix costs what it would save on several images.
         return self.adjoint(self(x))
 
     def measure(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -124,9 +143,11 @@ class MeasurementOperator(nn.Module, ABC):
 
         Of a matrix on short signals it is M / n, whatever padding adds at the border.
         """
-        buffer = next(self.buffers())
-        nothing = torch.zeros(1, 1, *self.image_size, device=buffer.device)
-        return self(nothing).numel() / math.prod(self.image_size)
+        shape = self.measurement_shape
+        if shape is None:
+            nothing = torch.zeros(1, 1, *self.image_size, device=next(self.buffers()).device)
+            shape = tuple(self(nothing).shape)
+        return math.prod(shape) / math.prod(self.image_size)
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -167,11 +188,12 @@ class MatrixOperator(MeasurementOperator):
     Subclasses say how an image falls into signals (`signals`) and how signals form an image (`image`); both
     are permutations of pixels, with zero padding and cropping where the signals do not tile the image.
 
-    Measurements have the shape ``(N, C, L, M)``: L signals a channel, M measurements a signal.
+    Measurements have the shape ``(N, C, L, M)``: L signals per channel, M measurements per signal.
 
     Attributes:
         matrix: ``(M, n)``; each signal of n samples gives M measurements.
-        known_rows: whether the rows are orthonormal, once it is known; operators with the same matrix share it.
+        rows: what was computed of the matrix, shared by the operators that share it.
+        derived: what others made of this operator and keep with it, by what determined it.
     """
 
     matrix: Tensor
@@ -195,8 +217,14 @@ class MatrixOperator(MeasurementOperator):
         super().__init__(image_size, matrix.shape[0] / matrix.shape[1] if ratio is None else ratio, noise_sigma)
         self.register_buffer("matrix", matrix)
         self.source = dict(source or {})
-        self.known_rows: Remembered[bool] = Remembered()
+        self.rows = RowSpace()
+        self.derived: dict[Any, Any] = {}
         self._inverses: Remembered[list[tuple[Tensor, Tensor]]] = Remembered()
+
+    def with_noise(self, noise_sigma: float) -> Self:
+        other = super().with_noise(noise_sigma)
+        other.derived = {}  # some of it depends on the noise
+        return other
 
     @property
     def measured_ratio(self) -> float:
@@ -205,12 +233,40 @@ class MatrixOperator(MeasurementOperator):
     @property
     def orthonormal(self) -> bool:
         """Whether the rows of the matrix are orthonormal, to the rounding of float32."""
-        return self.known_rows((self.matrix,), lambda: has_orthonormal_rows(self.matrix))
+        return self.rows.orthonormal(self.matrix)
 
-    def sharing(self, other: Matrix) -> Matrix:
-        """Another operator with the same matrix, which then takes over what is known of the rows."""
-        other.known_rows = self.known_rows
+    @abstractmethod
+    def with_matrix(self, matrix: Tensor, ratio: float, noise_sigma: float) -> MatrixOperator:
+        """An operator that cuts the image as this one does, and measures with another matrix ``(K, n)``."""
+
+    def resized(self, height: int, width: int) -> MatrixOperator:
+        other = self._for_size((height, width))
+        if other.matrix is self.matrix:
+            other.rows = self.rows  # what was computed of the matrix once
         return other
+
+    @abstractmethod
+    def _for_size(self, image_size: tuple[int, int]) -> MatrixOperator:
+        """The same sampling for images of another size."""
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return math.prod(self.padded_size) // self.matrix.shape[1], self.matrix.shape[0]
+
+    def check_images(self, x: Tensor) -> None:
+        super().check_images(x)
+        self._check_dtype(x, "images")
+
+    def check_measurements(self, y: Tensor) -> None:
+        super().check_measurements(y)
+        self._check_dtype(y, "measurements")
+
+    def _check_dtype(self, value: Tensor, name: str) -> None:
+        if value.dtype != self.matrix.dtype:
+            raise UserError(
+                f"{name} are {value.dtype} and the operator's matrix {self.matrix.dtype}; "
+                "convert one of them, as in x.float() or operator.double()"
+            )
 
     @abstractmethod
     def signals(self, x: Tensor) -> Tensor:
@@ -246,10 +302,10 @@ class MatrixOperator(MeasurementOperator):
         """Of each kind of signals their numbers, and the pseudo-inverse ``(n, M)`` of what measures them."""
         pixels = self.signals(torch.ones(1, 1, *self.image_size, dtype=self.matrix.dtype, device=self.matrix.device))
         masks, kinds = torch.unique(pixels[0, 0], dim=0, return_inverse=True)
-        matrix = self.matrix.double()
+        matrix, tolerance = self.matrix.double(), rank_tolerance(self.matrix)
         nothing = matrix.new_zeros(matrix.T.shape)
         places = [mask.nonzero()[:, 0] for mask in masks]
-        inverses = [nothing.index_copy(0, inside, _pseudo_inverse(matrix[:, inside])) for inside in places]
+        inverses = [nothing.index_copy(0, inside, _pseudo_inverse(matrix[:, inside], tolerance)) for inside in places]
         return [((kinds == kind).nonzero()[:, 0], inverse) for kind, inverse in enumerate(inverses)]
 
     def _facts(self, kind: str) -> dict[str, Any]:
@@ -300,16 +356,6 @@ class SquareBlocksOperator(MatrixOperator):
         self.grid = (math.ceil(height / self.block_size), math.ceil(width / self.block_size))
 
     @property
-    def measured_ratio(self) -> float:
-        """Measurements per pixel that are really taken; `ratio` is what was asked for.
-
-        Of a matrix on short signals it is M / n, whatever padding adds at the border.
-        """
-        buffer = next(self.buffers())
-        nothing = torch.zeros(1, 1, *self.image_size, device=buffer.device)
-        return self(nothing).numel() / math.prod(self.image_size)
-
-    @property
     def padded_size(self) -> tuple[int, int]:
         return self.grid[0] * self.block_size, self.grid[1] * self.block_size
 
@@ -321,22 +367,20 @@ class SquareBlocksOperator(MatrixOperator):
         return F.pad(x, (0, padded_width - width, 0, padded_height - height))
 
 
-def has_orthonormal_rows(matrix: Tensor) -> bool:
-    """Whether the rows of a matrix are orthonormal, to the rounding of float32."""
-    rows = matrix.double()
-    identity = torch.eye(rows.shape[0], dtype=torch.float64, device=rows.device)
-    return bool(torch.allclose(rows @ rows.T, identity, atol=1e-5, rtol=0))
+def _pseudo_inverse(rows: Tensor, tolerance: float) -> Tensor:
+    """Pseudo-inverse ``(n, M)`` of rows ``(M, n)`` in float64, of any rank; n < M where the border cuts a block.
 
-
-def _pseudo_inverse(rows: Tensor) -> Tensor:
-    """Pseudo-inverse ``(n, M)`` of rows ``(M, n)`` in float64, of any rank; n < M where the border cuts a block."""
+    Args:
+        rows: ``(M, n)``.
+        tolerance: singular values below this share of the largest are zeros.
+    """
     tall = rows.shape[0] > rows.shape[1]
     q, r = torch.linalg.qr(rows if tall else rows.T)
     pivots = r.diagonal().abs()
     # QR takes a fraction of the time of singular values, but needs full rank. Cholesky is no faster and squares the
     # condition number, which is thousands where the border cuts smooth rows.
     if pivots.min() < FULL_RANK * pivots.max():
-        general: Tensor = torch.linalg.pinv(rows, rtol=1e-9)
+        general: Tensor = torch.linalg.pinv(rows, rtol=tolerance)
         return general
     inverse: Tensor = torch.linalg.solve_triangular(r, q.T, upper=True)
     return inverse if tall else inverse.T

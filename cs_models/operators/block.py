@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cs_models.operators.base import SquareBlocksOperator, full_precision
+from cs_models.operators.base import SquareBlocksOperator
 from cs_models.operators.components import principal_rows, principal_source
 from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, rows_for_ratio
+from cs_models.precision import full_precision
 
 
 class BlockOperator(SquareBlocksOperator):
@@ -51,8 +52,11 @@ class BlockOperator(SquareBlocksOperator):
         matrix = principal_rows(rows_for_ratio(ratio, block_size**2), block_size)
         return cls(matrix, image_size, ratio, noise_sigma, principal_source(block_size))
 
-    def resized(self, height: int, width: int) -> BlockOperator:
-        return self.sharing(BlockOperator(self.matrix, (height, width), self.ratio, self.noise_sigma, self.source))
+    def with_matrix(self, matrix: Tensor, ratio: float, noise_sigma: float) -> BlockOperator:
+        return BlockOperator(matrix, self.image_size, ratio, noise_sigma, self.source)
+
+    def _for_size(self, image_size: tuple[int, int]) -> BlockOperator:
+        return BlockOperator(self.matrix, image_size, self.ratio, self.noise_sigma, self.source)
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -19,6 +19,10 @@ class Canvas(MeasurementOperator):
         height, width = operator.image_size
         self.margin = (0, image_size[1] - width, 0, image_size[0] - height)
 
+    @property
+    def measurement_shape(self) -> tuple[int, ...] | None:
+        return self.operator.measurement_shape
+
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.operator.image_size
         return self.operator(x[..., :height, :width])

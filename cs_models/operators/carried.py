@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,10 +39,10 @@ class CarriedSampling(nn.Module):
         """Name and shape of everything carried, for the header of a checkpoint."""
         return {name: list(tensor.shape) for name, tensor in self.named_buffers()}
 
-    def make_room(self, shapes: Mapping[str, list[int]]) -> None:
+    def make_room(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Register buffers of these names and shapes, to be filled by ``load_state_dict``."""
         for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.bool if name == "mask" else torch.float32))
+            self.register_buffer(name, torch.zeros(tuple(shape), dtype=torch.bool if name == "mask" else torch.float32))
 
     def operator(
         self, ratio: float, image_size: tuple[int, int], noise_sigma: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from einops import rearrange
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.operators.base import MatrixOperator
+from cs_models.operators.checks import check_image_size
 from cs_models.operators.matrices import check_ratio, gaussian_matrix, unit_norm_columns
 
 
@@ -37,6 +39,7 @@ class ColumnOperator(MatrixOperator):
         Raises:
             UserError: if the matrix does not fit the height.
         """
+        image_size = check_image_size(image_size)
         if matrix.shape[1] != image_size[0]:
             raise UserError(
                 f"a column matrix has as many columns as the image has rows: {image_size[0]} expected, "
@@ -44,29 +47,40 @@ class ColumnOperator(MatrixOperator):
             )
         super().__init__(matrix, image_size, ratio, noise_sigma, source)
 
+    @cached_property
+    def column_norm(self) -> float | None:
+        """The norm of the matrix's columns where all have the same, not 0, to the rounding of float32; else None."""
+        norms = self.matrix.double().norm(dim=0)
+        norm = float(norms.mean())
+        return norm if norm > 0 and float((norms - norm).abs().max()) <= 1e-5 * norm else None
+
     @classmethod
     def gaussian(
         cls, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
     ) -> ColumnOperator:
         """Gaussian, nested in the ratio before its columns are scaled to unit norm; m = floor(ratio n), >= 1."""
         check_ratio(ratio)
-        n = image_size[0]
+        n = check_image_size(image_size)[0]
         # The small term keeps 0.29 * 100 = 28.999... from losing a row to binary rounding.
         rows = max(1, int(ratio * n + 1e-9))
         matrix = unit_norm_columns(gaussian_matrix(rows, n, seed)).float()
         return cls(matrix, image_size, ratio, noise_sigma, {"seed": seed})
 
-    def resized(self, height: int, width: int) -> ColumnOperator:
+    def with_matrix(self, matrix: Tensor, ratio: float, noise_sigma: float) -> ColumnOperator:
+        return ColumnOperator(matrix, self.image_size, ratio, noise_sigma, self.source)
+
+    def _for_size(self, image_size: tuple[int, int]) -> ColumnOperator:
         """The same matrix for another width.
 
         Raises:
             UserError: for another height, unless the matrix was drawn from a seed and can be drawn again.
         """
+        height = image_size[0]
         if height == self.image_size[0]:
-            return self.sharing(ColumnOperator(self.matrix, (height, width), self.ratio, self.noise_sigma, self.source))
+            return ColumnOperator(self.matrix, image_size, self.ratio, self.noise_sigma, self.source)
         if "seed" not in self.source:
             raise UserError(f"this column matrix is for images of {self.image_size[0]} rows, not of {height}")
-        other = ColumnOperator.gaussian(self.ratio, (height, width), self.source["seed"], self.noise_sigma)
+        other = ColumnOperator.gaussian(self.ratio, image_size, self.source["seed"], self.noise_sigma)
         return other.to(self.matrix)
 
     @property

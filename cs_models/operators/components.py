@@ -1,9 +1,9 @@
 """Principal components of image blocks as sampling rows: how they are kept, and read with their checksum.
 
-The second moment of blocks does not change where all blocks are flipped or transposed. Each of its eigenvectors is
+The second moment of blocks does not change when all blocks are flipped or transposed. Each of its eigenvectors is
 therefore even or odd under either flip; one that is even, or odd, under both is symmetric or antisymmetric under
 transposition; and one that is even under one and odd under the other has its transpose as a partner of the same
-eigenvalue. So five orthogonal matrices, one a class, say everything, in an eighth of the numbers.
+eigenvalue. So five orthogonal matrices, one per class, hold everything in an eighth of the numbers.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.operators.base import MeasurementOperator
+from cs_models.operators.checks import check_image_size
 from cs_models.operators.matrices import check_ratio, tensor_sha256
 
 
@@ -64,7 +65,7 @@ class FourierOperator(MeasurementOperator):
         the mask is point-symmetric; a smaller ratio's mask is part of a larger one's.
         """
         check_ratio(ratio)
-        mask = torch.from_numpy(_cartesian_mask(ratio, image_size, seed))
+        mask = torch.from_numpy(_cartesian_mask(ratio, check_image_size(image_size), seed))
         return cls(mask, ratio, noise_sigma, source={"seed": seed, "pattern": "cartesian"})
 
     @classmethod
@@ -77,7 +78,7 @@ class FourierOperator(MeasurementOperator):
         ratio's mask is part of a larger one's.
         """
         check_ratio(ratio)
-        mask = torch.from_numpy(_radial_mask(ratio, image_size, seed))
+        mask = torch.from_numpy(_radial_mask(ratio, check_image_size(image_size), seed))
         return cls(mask, ratio, noise_sigma, source={"seed": seed, "pattern": "radial"})
 
     def resized(self, height: int, width: int) -> FourierOperator:
@@ -95,6 +96,10 @@ class FourierOperator(MeasurementOperator):
     def spec(self) -> dict[str, Any]:
         kind = self.source.get("pattern", "fourier")
         return {"kind": kind, "ratio": self.ratio, "complex_images": self.complex_images, **self.source}
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return (len(self.coefficients),)
 
     def forward(self, x: Tensor) -> Tensor:
         spectrum: Tensor = torch.fft.fft2(x, norm="ortho")

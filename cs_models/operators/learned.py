@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from cs_models.operators.block import BlockOperator
-from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, rows_for_ratio
+from cs_models.operators.matrices import (
+    check_matrix_memory,
+    gaussian_matrix,
+    orthonormal_rows,
+    rows_for_ratio,
+    shapes_only,
+)
 from cs_models.transforms.dct import dct_matrix
 
 Start = Literal["gaussian", "signs", "dct"]
@@ -19,7 +25,7 @@ Start = Literal["gaussian", "signs", "dct"]
 class LearnedBlocks(nn.Module, ABC):
     """Trainable sampling of B x B blocks.
 
-    It is no operator, it makes them: `operator` gives the sampling of this moment as a `BlockOperator` of its own,
+    It is not an operator but makes them: `operator` gives the current sampling as a `BlockOperator` of its own,
     which obeys the operators' laws and keeps doing so while training moves on, and through which gradients flow back.
 
     Attributes:
@@ -39,7 +45,7 @@ class LearnedBlocks(nn.Module, ABC):
     def operator(
         self, image_size: tuple[int, int], noise_sigma: float = 0.0, source: dict[str, Any] | None = None
     ) -> BlockOperator:
-        """The sampling of this moment for images ``(H, W)``; see `BlockOperator` for the other arguments."""
+        """The current sampling for images ``(H, W)``; see `BlockOperator` for the other arguments."""
         # A copy, since the optimiser changes parameters in their place.
         return BlockOperator(self.matrix().clone(), image_size, self.ratio, noise_sigma, source)
 
@@ -126,6 +132,9 @@ def _signs(weight: Tensor) -> Tensor:
 
 def _start(start: Start, rows: int, size: int, seed: int) -> Tensor:
     """Matrix ``(M, B^2)`` in float64 that training starts from."""
+    if shapes_only():
+        return torch.empty(rows, size**2, dtype=torch.float64)
+    check_matrix_memory(rows, size**2)
     if start == "gaussian":
         return orthonormal_rows(gaussian_matrix(rows, size**2, seed))
     if start == "signs":

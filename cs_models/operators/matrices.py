@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from cs_models.arrays import read_mat, read_npy
 from cs_models.errors import UserError
+from cs_models.files import is_file
+from cs_models.host_memory import check_memory
 
 
 def rows_for_ratio(ratio: float, n: int) -> int:
@@ -31,11 +33,33 @@ def check_ratio(ratio: float) -> None:
         raise UserError(f"ratio {ratio:g} is outside (0, 1]; 0.1 means 10 measurements for 100 pixels")
 
 
+def shapes_only() -> bool:
+    """Whether modules are being built under ``torch.device("meta")``, for their shapes and without any numbers."""
+    return torch.get_default_device().type == "meta"
+
+
+def check_matrix_memory(rows: int, n: int) -> None:
+    """Refuse a random matrix ``(rows, n)`` that would not fit into memory while its rows are made orthonormal.
+
+    Raises:
+        UserError: with what it needs and what there is.
+    """
+    if not shapes_only():
+        # In float64: the matrix, its transpose, Q and R.
+        check_memory(32 * rows * n, f"a random matrix of {rows}x{n}")
+
+
 def gaussian_matrix(rows: int, n: int, seed: int) -> Tensor:
     """Standard normal ``(rows, n)`` in float64; the first rows are the same for every number of rows.
 
     numpy's RandomState is frozen, so a seed means the same matrix on every machine and in every later version.
+
+    Raises:
+        UserError: if it does not fit into memory.
     """
+    check_matrix_memory(rows, n)
+    if shapes_only():
+        return torch.empty(rows, n, dtype=torch.float64)
     return torch.from_numpy(np.random.RandomState(seed).standard_normal((rows, n)))
 
 
@@ -79,7 +103,7 @@ def load_matrix(path: str | Path, key: str = "phi") -> Tensor:
         UserError: if the file is missing, unreadable, of another type, or not a finite real matrix.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"matrix file not found: {path}; give an existing .npy or .mat file")
     suffix = path.suffix.lower()
     if suffix not in (".npy", ".mat"):

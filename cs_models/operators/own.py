@@ -17,6 +17,7 @@ from cs_models.operators.column import ColumnOperator
 from cs_models.operators.fourier import FourierOperator
 from cs_models.operators.matrices import take_rows
 from cs_models.operators.pixel import PixelOperator
+from cs_models.operators.rows import NOTHING_MEASURED
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def from_matrix(
     Raises:
         UserError: if it fits none or several of them, not the one that is asked for, or not the ratio.
     """
+    if not bool(matrix.any()):
+        raise UserError(f"{name}: {NOTHING_MEASURED}")
     fitting = [other for other, fits in KINDS.items() if fits(matrix, image_size)]
     if kind is None:
         kind = _only_kind(matrix, name, ratio, image_size, fitting)
@@ -98,6 +101,8 @@ def split_kind(words: str) -> tuple[str | None, str]:
 
 def _only_kind(matrix: Tensor, name: str, ratio: float, image_size: tuple[int, int], fitting: list[str]) -> str:
     """What a matrix is by its shape; a mask that measures the right share is taken for one of the spectrum."""
+    if not fitting and not _is_wide(matrix):
+        raise UserError(f"{name} is {_shape(matrix)}; a sampling matrix has more columns than rows")
     if not fitting:
         expected = "; ".join(f"{kind}: {text}" for kind, text in EXPECTED.items() if kind != "pixel")
         raise UserError(

@@ -65,6 +65,10 @@ class PixelOperator(MeasurementOperator):
     def spec(self) -> dict[str, Any]:
         return {"kind": "pixel", "ratio": self.ratio, **self.source}
 
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return (len(self.pixels),)
+
     def forward(self, x: Tensor) -> Tensor:
         return rearrange(x, "n c h w -> n c (h w)")[..., self.pixels]
 

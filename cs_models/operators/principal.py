@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cs_models.errors import UserError
+from cs_models.errors import CommandParser, UserError, report
 from cs_models.moments import second_moment
 from cs_models.operators.components import COMMAND, assemble, components, pack
 from datamodules.catalog import find_images, fingerprint
@@ -46,20 +45,19 @@ def compute(training_sets: tuple[str, ...], block_size: int, data_dir: str | Pat
 
 def main(arguments: list[str] | None = None) -> int:
     """``python -m cs_models.operators.principal --sets Train400,T91 --data_dir data --out rows.npy``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=COMMAND, description="Principal components of image blocks, largest first, as rows of a sampling matrix."
     )
     parser.add_argument("--sets", default="Train400,T91", help="image sets or folders (Train400,T91)")
     parser.add_argument("--data_dir", help="folder of the image sets ($CS_DATA, or data)")
     parser.add_argument("--block_size", type=int, default=33, help="B of BxB blocks (33)")
     parser.add_argument("--out", required=True, type=Path, help=".npy for --operator, .safetensors for the package")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         content = compute(tuple(options.sets.split(",")), options.block_size, options.data_dir, options.out.suffix)
         _write(options.out, content)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     print(f"{options.out}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
     return 0
 

@@ -12,8 +12,11 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from cs_models.errors import UserError
-from cs_models.operators.base import MeasurementOperator, full_precision
+from cs_models.host_memory import check_memory
+from cs_models.operators.base import MeasurementOperator
+from cs_models.operators.checks import check_image_size
 from cs_models.operators.matrices import check_ratio
+from cs_models.precision import full_precision
 
 # The pseudo-inverse factorises a dense matrix of as many rows in float64: 3 GB.
 MOST_MEASUREMENTS = 20_000
@@ -49,14 +52,16 @@ class RadonOperator(MeasurementOperator):
             noise_sigma: see `MeasurementOperator`.
 
         Raises:
-            UserError: without a view.
+            UserError: without a view, or with more than fit into memory.
         """
         if views < 1:
             raise UserError(f"tomography needs at least 1 view, got {views}")
-        height, width = image_size
+        height, width = check_image_size(image_size)
         detectors = max(height, width)
         super().__init__(image_size, views * detectors / (height * width) if ratio is None else ratio, noise_sigma)
         self.views, self.detectors = views, detectors
+        # Two detectors a pixel and view: their places, weights, and what is kept of both.
+        check_memory(90 * views * height * width, f"{views} views of an image of {height}x{width}")
         rows, columns, weights = _projections(height, width, views, detectors)
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
@@ -87,7 +92,7 @@ class RadonOperator(MeasurementOperator):
         """
         nearest = views_for_ratio(ratio, image_size)
         if views is not None and views != nearest:
-            share = cls(image_size, views).ratio
+            share = views * max(image_size) / math.prod(image_size)
             size = f"{image_size[0]}x{image_size[1]}"
             raise UserError(
                 f"{views} views measure a {size} image at ratio {share:.3g}, and ratio {ratio:g} means {nearest} "
@@ -103,6 +108,10 @@ class RadonOperator(MeasurementOperator):
     @property
     def spec(self) -> dict[str, Any]:
         return {"kind": "radon", "ratio": self.ratio, "views": self.views}
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return self.views, self.detectors
 
     @full_precision
     def forward(self, x: Tensor) -> Tensor:
@@ -165,6 +174,7 @@ def views_for_ratio(ratio: float, image_size: tuple[int, int]) -> int:
         UserError: if the ratio is outside (0, 1].
     """
     check_ratio(ratio)
+    image_size = check_image_size(image_size)
     return max(1, round(ratio * math.prod(image_size) / max(image_size)))
 
 

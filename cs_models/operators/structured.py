@@ -65,16 +65,18 @@ class StructuredOperator(SquareBlocksOperator):
         matrix = orthonormal_rows(gaussian_matrix(structured_rows(ratio, n), n, seed)).float()
         return cls(matrix, image_size, seed, ratio, noise_sigma, {"seed": seed})
 
-    def resized(self, height: int, width: int) -> StructuredOperator:
-        return self._like((height, width), self.permutation_seed)
+    def with_matrix(self, matrix: Tensor, ratio: float, noise_sigma: float) -> StructuredOperator:
+        return StructuredOperator(matrix, self.image_size, self.permutation_seed, ratio, noise_sigma, self.source)
 
     def permuted(self, seed: int) -> StructuredOperator:
         """The same matrix on pixels in another order."""
-        return self._like(self.image_size, seed)
+        other = StructuredOperator(self.matrix, self.image_size, seed, self.ratio, self.noise_sigma, self.source)
+        other.rows = self.rows
+        return other
 
-    def _like(self, image_size: tuple[int, int], seed: int) -> StructuredOperator:
-        return self.sharing(
-            StructuredOperator(self.matrix, image_size, seed, self.ratio, self.noise_sigma, self.source)
+    def _for_size(self, image_size: tuple[int, int]) -> StructuredOperator:
+        return StructuredOperator(
+            self.matrix, image_size, self.permutation_seed, self.ratio, self.noise_sigma, self.source
         )
 
     @property

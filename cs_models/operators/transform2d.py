@@ -9,8 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cs_models.operators.base import MeasurementOperator, full_precision
+from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.matrices import rows_for_ratio
+from cs_models.precision import full_precision
 from cs_models.transforms.dct import DCT2d
 
 
@@ -50,6 +51,10 @@ class Transform2dOperator(MeasurementOperator):
     @property
     def spec(self) -> dict[str, Any]:
         return {"kind": "transform2d", "ratio": self.ratio, "seed": self.seed}
+
+    @property
+    def measurement_shape(self) -> tuple[int, ...]:
+        return (len(self.coefficients),)
 
     @full_precision
     def forward(self, x: Tensor) -> Tensor:

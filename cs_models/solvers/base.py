@@ -6,16 +6,22 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cs_models.errors import UserError
-from cs_models.operators.base import MatrixOperator, MeasurementOperator
+from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.matrices import module_sha256
+from cs_models.operators.whitening import as_published
 from cs_models.reconstruction import Reconstructor
+
+# Pixels of an image up to which the norms of an operator's columns are computed, and not estimated.
+SMALL = 32 * 32
+# Seeds go up to it; weights and steps far below it have lost all meaning.
+LARGEST_SETTING = 2**32
 
 
 @dataclass(kw_only=True)
@@ -28,11 +34,20 @@ class IterativeSolver(Reconstructor):
         progress: show a bar over the iterations.
     """
 
+    waits_for_device: ClassVar[bool] = True
+
     time_limit: float | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
         self._require(self.time_limit is None or self.time_limit > 0, "time_limit", "more than 0 seconds")
+        for name, value in vars(self).items():
+            if isinstance(value, int | float):  # no setting of a solver makes sense below 0; NaN fails here too
+                self._require(0 <= value <= LARGEST_SETTING, name, "0 or more, and a number that float32 can work with")
+
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        """With orthonormal rows, or columns of norm 1: weights, thresholds and tolerances are made for these."""
+        return as_published(y, operator)
 
     def settings(self) -> dict[str, Any]:
         fields = (field.name for field in dataclasses.fields(self) if field.name != "progress")
@@ -70,22 +85,26 @@ class Run:
 
 
 def check_measurements(y: Tensor, operator: MeasurementOperator) -> None:
-    """Raise UserError unless y is finite, of the shape of the operator's measurements, and of real images."""
+    """Raise UserError unless y is finite and of real images."""
     if getattr(operator, "complex_images", False):
         raise UserError("this solver reconstructs real images; use a Fourier operator with complex_images=False")
-    height, width = operator.image_size
-    if isinstance(operator, MatrixOperator):
-        size, expected = y.shape[-1], operator.matrix.shape[0]
-    else:
-        nothing = torch.zeros(1, 1, height, width, device=y.device, dtype=y.real.dtype)
-        size, expected = y.shape[-1], operator(nothing).shape[-1]
-    if size != expected:
-        raise UserError(
-            f"{size} measurements a signal were given and the operator takes {expected}; "
-            "reconstruct with the operator that measured"
-        )
     if not bool(torch.isfinite(y).all()):
         raise UserError("the measurements hold NaN or infinity; remove or repair these images before reconstruction")
+
+
+def column_norm(operator: MeasurementOperator, y: Tensor) -> float:
+    """Root mean square of the norms of A's columns, ``sqrt(trace(A^T A) / n)``, in the precision of measurements y.
+
+    One probe estimates it; of a small image it might see nothing, so there every pixel is one.
+    """
+    height, width = operator.image_size
+    n = height * width
+    if n <= SMALL:
+        probes = torch.eye(n)
+    else:
+        probes = torch.randint(0, 2, (1, n), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    measured = operator(probes.to(y.device, y.real.dtype).view(-1, 1, height, width))
+    return float(measured.abs().square().sum() / n) ** 0.5
 
 
 def as_json(value: Any) -> Any:

@@ -226,11 +226,15 @@ class CLOMP(IterativeSolver):
         self._require(self.mask in ("maximum", "softmax"), "mask", "maximum or softmax")
         self._require(self.start in (None, "random", "smooth"), "start", "random or smooth")
         self._require(self.threshold is None or 0 < self.threshold <= 1, "threshold", "a share in (0, 1]")
-        self._require(self.neurons >= 1, "neurons", "at least 1")
+        self._require(1 <= self.neurons <= 2**16, "neurons", "1 to 65,536")
+        self._require(self.learning_rate is None or 0 < self.learning_rate <= 1e6, "learning_rate", "more than 0")
         self._require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
         self._require(self.decay_epochs is None or self.decay_epochs >= 1, "decay_epochs", "at least 1")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        return (y, operator) if self.released else super().prepared(y, operator)
+
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = sparse_problem(y, operator, rescale=not self.released)
         recipe = self.recipe(operator)
         # The coefficients are in units of the image, so that weights and rates mean the same for every operator.

@@ -73,7 +73,7 @@ def solution(x: Tensor, y: Tensor, operator: MeasurementOperator, iterations: Te
 
 
 def constant_image(y: Tensor, operator: MeasurementOperator) -> Tensor:
-    """The images of one grey value a channel that explain the measurements best, ``(N, C, H, W)``.
+    """The images of one grey value per channel that explain the measurements best, ``(N, C, H, W)``.
 
     From a black image, solvers spend most of their iterations on finding the mean brightness.
     """

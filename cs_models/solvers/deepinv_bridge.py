@@ -147,7 +147,7 @@ class DeepinvReconstructor(Reconstructor):
         self.model = model.eval()
 
     @torch.no_grad()
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         return Solution(self.model.to(y.device)(y, OperatorPhysics(operator, y.shape[1])))
 
     def settings(self) -> dict[str, Any]:

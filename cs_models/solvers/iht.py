@@ -38,7 +38,10 @@ class IHT(IterativeSolver):
         self._require(self.tolerance >= 0, "tolerance", "0 or more")
         self._require(self.iterations >= 1, "iterations", "at least 1")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        return (y, operator) if self.released else super().prepared(y, operator)
+
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = sparse_problem(y, operator, rescale=not self.released)
         count = sparsity_of(self.sparsity, 0.2, problem.m, problem.n)
         step = self.step
@@ -79,7 +82,7 @@ class NIHT(IterativeSolver):
         self._require(self.tolerance >= 0, "tolerance", "0 or more")
         self._require(self.iterations >= 1, "iterations", "at least 1")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = sparse_problem(y, operator)
         count = sparsity_of(self.sparsity, 0.25, problem.m, problem.n)
         s, residual = problem.zeros(), problem.y

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cs_models.numerics import image_dot, per_image, relative
+from cs_models.numerics import image_dot, per_image
 from cs_models.solvers.convex import State
 from cs_models.solvers.l1 import L1Problem, L1Solver
 
@@ -20,7 +20,7 @@ class ISTA(L1Solver):
         def step(state: State) -> tuple[State, Tensor]:
             s, y = state
             moved = problem.descend(s, problem.gradient(problem.residual(s, y)))
-            return (moved, y), relative(s.sub_(moved), moved)
+            return (moved, y), problem.distance(s.sub_(moved), moved)
 
         return self._iterate((problem.start(y), y), step)
 
@@ -37,7 +37,7 @@ class FISTA(L1Solver):
             s, ahead, momentum, y = state
             moved = problem.descend(ahead, problem.gradient(problem.residual(ahead, y)))
             jump = ahead.sub_(moved)
-            change = relative(jump, moved)
+            change = problem.distance(jump, moved)
             stride = s.neg_().add_(moved)
             momentum = torch.where(image_dot(jump, stride) > 0, 1.0, momentum)
             following = (1 + torch.sqrt(1 + 4 * momentum**2)) / 2

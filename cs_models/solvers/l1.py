@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cs_models.errors import UserError
-from cs_models.numerics import image_norm
+from cs_models.numerics import image_norm, relative
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import check_measurements
@@ -82,6 +82,15 @@ class L1Problem:
         """F of each image ``(N,)``, on the scale of [0, 1]."""
         return image_norm(residual).square() + s.abs().mul_(self.threshold).flatten(1).sum(1)
 
+    def distance(self, step: Tensor, s: Tensor) -> Tensor:
+        """How far coefficients s are from the minimum, by a proximal gradient step from there ``(N,)``.
+
+        The step times the Lipschitz constant bounds a subgradient of F, whose product with the way to the minimum
+        bounds how much F can still fall. A step is worth more, therefore, where the constant is larger than that of
+        orthonormal rows, 2.
+        """
+        return relative(step, s) * max(1.0, self.lipschitz / 2)
+
     def descend(self, s: Tensor, gradient: Tensor) -> Tensor:
         """A proximal gradient step of length ``1 / lipschitz`` from s; takes over the gradient's memory."""
         return soft_threshold(gradient.div_(-self.lipschitz).add_(s), self.threshold / self.lipschitz)
@@ -98,7 +107,8 @@ def soft_threshold(values: Tensor, threshold: float | Tensor) -> Tensor:
 class L1Solver(ConvexSolver):
     """Base of the solvers of the l1 problem.
 
-    `tolerance` bounds the step that a proximal gradient iteration would make, relative to the norm of s.
+    `tolerance` bounds the step that a proximal gradient iteration would make, relative to the norm of s, see
+    `L1Problem.distance`: where it is met, F is within 1 % of the minimum, whatever the matrix and its scale.
 
     Attributes:
         weight: C, for images on the scale 0 .. 255. With `by_frequency` it is the penalty of one cycle in two
@@ -137,18 +147,19 @@ class L1Solver(ConvexSolver):
         return L1Problem(operator, transform, threshold, 2 * operator_norm_squared(operator))
 
     def objective(self, x: Tensor, y: Tensor, operator: MeasurementOperator) -> Tensor:
-        """F of each image ``(N,)``, on the scale 0 .. 255.
+        """F of each image ``(N,)``, on the scale 0 .. 255, for measurements as `prepared` gives them.
 
         Args:
             x: images ``(N, C, H, W)`` in [0, 1].
             y: measurements, as ``operator(x)`` gives them.
             operator: A.
         """
+        y, operator = self.prepared(y, operator)
         problem = self.problem(y, operator)
         return PEAK**2 * problem.value(problem.transform.analysis(x), operator(x) - y)
 
     @torch.no_grad()
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = self.problem(y, operator)
         coefficients, iterations, converged = self._minimise(problem, y)
         return solution(problem.transform.synthesis(coefficients), y, operator, iterations, converged)

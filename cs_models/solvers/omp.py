@@ -109,7 +109,7 @@ class SupportBasis:
 
 @dataclass(kw_only=True)
 class OMP(IterativeSolver):
-    """Orthogonal matching pursuit: one atom a step, the one that correlates most with the residual.
+    """Orthogonal matching pursuit: one atom per step, the one that correlates most with the residual.
 
     Attributes:
         sparsity: K, atoms of a signal; None: a quarter of its measurements.
@@ -123,7 +123,7 @@ class OMP(IterativeSolver):
         super().__post_init__()
         self._require(self.tolerance >= 0, "tolerance", "0 or more")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = dictionary_problem(y, operator, "omp")
         steps = sparsity_of(self.sparsity, 0.25, problem.m, problem.n)
         groups = problem.y.split(signals_together(problem.y, steps))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cs_models.numerics import image_dot, image_norm, per_image, relative
+from cs_models.numerics import image_dot, image_norm, per_image
 from cs_models.solvers.convex import State
 from cs_models.solvers.l1 import L1Problem, L1Solver, soft_threshold
 
@@ -20,9 +20,9 @@ HALVINGS = 20
 class OWLQN(L1Solver):
     """Orthant-wise limited-memory quasi-Newton descent, each image of the batch with its own curvature and step.
 
-    Few but good steps: fewer iterations than FISTA where little is measured (1 % of the pixels), each of them dearer.
-    On ill-conditioned operators (column-wise) the change of orthant spoils the model of the curvature, and FISTA
-    reaches the minimum sooner.
+    Few but good steps: fewer iterations than FISTA where little is measured (1 % of the pixels), each of them more
+    expensive. On ill-conditioned operators (column-wise) the change of orthant spoils the model of the curvature, and
+    FISTA reaches the minimum sooner.
 
     Attributes:
         memory: pairs of steps and gradient changes that model the curvature; each is twice as large as the image.
@@ -50,8 +50,8 @@ class OWLQN(L1Solver):
             history = [*history, *curvature_pair(move, bend)][-3 * self.memory :]
             # A product of 0 takes a pair out of the model.
             history = [torch.where(stuck, 0, part) if part.ndim == 1 else part for part in history]
-            change = relative(problem.descend(moved, moved_gradient.clone()).sub_(moved), moved)
-            # Where not even the plain gradient lowers F, rounding has hidden what is left of it.
+            change = problem.distance(problem.descend(moved, moved_gradient.clone()).sub_(moved), moved)
+            # Where not even the plain gradient lowers F, the decrease that is left is below rounding.
             change = torch.where(stuck & ~modelled, 0, change)
             return (moved, moved_value, moved_gradient, y, *history), change
 

@@ -14,10 +14,14 @@ from cs_models.errors import UserError
 from cs_models.numerics import relative
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
-from cs_models.solvers.base import as_json, check_measurements
+from cs_models.solvers.base import as_json, check_measurements, column_norm
 from cs_models.solvers.convex import ConvexSolver, DataProximal, State, constant_image, solution
 from cs_models.solvers.tv import pad_to
 from cs_models.transforms.dct import dct_matrix
+
+RHO = 0.3
+# Noise, as a standard deviation, that leaves rho half way between exact and very noisy measurements.
+NOISY = 5 / 255
 
 Denoiser = Callable[[Tensor, float], Tensor]
 """Maps images ``(N, C, H, W)`` in [0, 1] and the standard deviation of their noise to cleaner images."""
@@ -83,13 +87,14 @@ class PlugAndPlay(ConvexSolver):
             None: `DCTDenoiser`.
         sigma_start: noise level of the first iteration, images in [0, 1].
         sigma_end: noise level of the last iteration.
-        rho: weight of the prior's copy against the measurements; smaller trusts the measurements more.
+        rho: weight of the prior's copy against the measurements; smaller trusts the measurements more. None chooses it
+            by the noise, see `rho_for`.
     """
 
     denoiser: Denoiser | None = None
     sigma_start: float = 0.3
     sigma_end: float = 0.004
-    rho: float = 0.3
+    rho: float | None = None
     iterations: int = 60
     tolerance: float = 0.0
 
@@ -97,17 +102,17 @@ class PlugAndPlay(ConvexSolver):
         super().__post_init__()
         self._require(self.sigma_end > 0, "sigma_end", "more than 0")
         self._require(self.sigma_start >= self.sigma_end, "sigma_start", f"at least sigma_end = {self.sigma_end}")
-        self._require(self.rho > 0, "rho", "more than 0")
+        self._require(self.rho is None or self.rho > 0, "rho", "more than 0")
 
     def settings(self) -> dict[str, Any]:
         """The settings; a denoiser that is neither a dataclass nor a module is known by its name alone."""
         return super().settings() | {"denoiser": as_json(self.denoiser or DCTDenoiser())}
 
     @torch.no_grad()
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         check_measurements(y, operator)
         denoiser = self.denoiser or DCTDenoiser()
-        proximal = DataProximal(operator, self.rho)
+        proximal = DataProximal(operator, self.rho_for(operator, y))
         levels = iter(self.noise_levels(operator.noise_sigma))
 
         def step(state: State) -> tuple[State, Tensor]:
@@ -121,6 +126,20 @@ class PlugAndPlay(ConvexSolver):
         dual = torch.zeros_like(pad_to(start, operator.padded_size))
         x, iterations, converged = self._iterate((start, dual, y), step)
         return solution(x, y, operator, iterations, converged)
+
+    def rho_for(self, operator: MeasurementOperator, y: Tensor) -> float:
+        """The rho that is used with an operator and its measurements.
+
+        By default 0.3 without noise. Noise of more than `NOISY` moves it towards 1.3 c, c being the root mean square
+        of the norms of A's columns, where the residual is 0.9 of the noise (Morozov's discrepancy principle).
+        """
+        if self.rho is not None:
+            return self.rho
+        sigma = operator.noise_sigma
+        if sigma == 0:
+            return RHO
+        noisy = max(RHO, 1.3 * column_norm(operator, y))
+        return RHO + (noisy - RHO) * sigma / (sigma + NOISY)
 
     def noise_levels(self, noise_sigma: float) -> list[float]:
         """The denoiser's noise level in every iteration, for a standard deviation of the noise on y."""

@@ -19,7 +19,7 @@ from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Solution
-from cs_models.solvers.base import check_measurements
+from cs_models.solvers.base import check_measurements, column_norm
 from cs_models.transforms.dct import DCT, DCT2d
 
 
@@ -179,10 +179,7 @@ class ImageProblem(SparseProblem):
         self.images, self.planes = y.shape[0], y.shape[0] * y.shape[1]
         height, width = operator.image_size
         self.n = height * width
-        # Column norms are not at hand; the mean of their squares is trace(A^T A) / n, estimated by one probe.
-        signs = torch.randint(0, 2, (1, self.n), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-        probe = operator(rearrange(signs.to(self.zeros()), "1 (h w) -> 1 1 h w", h=height))
-        self.scale = float(probe.abs().square().sum() / self.n) ** 0.5
+        self.scale = column_norm(operator, y)
 
     def forward(self, s: Tensor) -> Tensor:
         return rearrange(self._operator(self._planes(s)), "p 1 ... -> p (...)") / self.scale
@@ -256,7 +253,8 @@ def sparsity_of(sparsity: int | None, share: float, m: int, n: int) -> int:
         UserError: if more coefficients are asked for than measurements can determine.
     """
     if sparsity is None:
-        return max(1, math.floor(share * m))
+        # Small images that are padded have more measurements than pixels.
+        return min(max(1, math.floor(share * m)), n)
     if not 1 <= sparsity <= min(m, n):
         raise UserError(
             f"sparsity {sparsity} is outside 1..{min(m, n)}: a signal has {m} measurements and {n} coefficients"

@@ -45,7 +45,10 @@ class StOMP(IterativeSolver):
         self._require(self.tolerance >= 0, "tolerance", "0 or more")
         self._require(self.iterations >= 1, "iterations", "at least 1")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        return (y, operator) if self.released else super().prepared(y, operator)
+
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = dictionary_problem(y, operator, "stomp", rescale=not self.released)
         together = signals_together(problem.y, min(problem.m, problem.n))
         groups = problem.y.split(len(problem.y) // problem.images if self.released else together)

@@ -16,7 +16,7 @@ from cs_models.solvers.sparse_problem import SparseProblem, energy, largest_mask
 
 @dataclass(kw_only=True)
 class SubspacePursuit(IterativeSolver):
-    """Subspace pursuit (Dai and Milenkovic, 2009): K candidates an iteration, and a second fit after pruning.
+    """Subspace pursuit (Dai and Milenkovic, 2009): K candidates per iteration, and a second fit after pruning.
 
     Attributes:
         sparsity: K; None: a quarter of the measurements of a signal.
@@ -41,7 +41,7 @@ class SubspacePursuit(IterativeSolver):
         self._require(self.iterations >= 1, "iterations", "at least 1")
         self._require(self.fit_iterations >= 1, "fit_iterations", "at least 1")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = sparse_problem(y, operator)
         count = sparsity_of(self.sparsity, self.share, problem.m, problem.n)
         candidates = min(self.candidates * count, problem.n)
@@ -69,7 +69,7 @@ class SubspacePursuit(IterativeSolver):
 
 @dataclass(kw_only=True)
 class CoSaMP(SubspacePursuit):
-    """Compressive sampling matching pursuit (Needell and Tropp, 2009): 2K candidates, one fit an iteration.
+    """Compressive sampling matching pursuit (Needell and Tropp, 2009): 2K candidates, one fit per iteration.
 
     Attributes: as those of `SubspacePursuit`, with K a sixth of the measurements where it is None.
     """

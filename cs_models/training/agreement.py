@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -41,7 +43,7 @@ class Agreement:
 
     def __init__(self) -> None:
         self._shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None
         if self._shared and dist.get_backend() != "gloo":
             self._group = dist.new_group(backend="gloo")
 

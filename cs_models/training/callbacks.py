@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from safetensors import SafetensorError
 
+from cs_models.locks import holding
 from cs_models.training.agreement import Agreement
 from cs_models.training.lightning import LightningTraining, NonFiniteLossError
+from cs_models.training.loggers import ContinuedCSVLogger
 from cs_models.training.weights import whole_tensors, write_tensors
 from datamodules.patches import PatchBatches, ResumableLoader
 
@@ -54,7 +57,11 @@ class ExportCheckpoint(pl.Callback):
         tensors = whole_tensors(method)
         if not trainer.is_global_zero:
             return None
-        method.provenance |= {"steps": trainer.global_step, "seconds": round(self._seconds(), 1)}
+        method.provenance |= {
+            "steps": trainer.global_step,
+            "seconds": round(self._seconds(), 1),
+            "precision": str(trainer.precision),
+        }
         path = folder / "model.safetensors"
         try:
             return write_tensors(tensors, method, path)
@@ -77,8 +84,25 @@ class ExportCheckpoint(pl.Callback):
         self._earlier = state_dict["seconds"]
 
 
+class FolderLock(pl.Callback):
+    """Holds the folder of the training's logs in every process but the first, which took it when it started."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.global_rank > 0 and isinstance(trainer.logger, ContinuedCSVLogger):
+            self._held.enter_context(holding(Path(trainer.logger.log_dir), "training", first=False))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._held.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._held.close()
+
+
 class Throughput(pl.Callback):
-    """Logs patches a second over all processes, every so many batches."""
+    """Logs patches per second over all processes, at intervals of a number of batches."""
 
     def __init__(self, every_n_batches: int = 50) -> None:
         """

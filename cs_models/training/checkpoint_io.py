@@ -15,7 +15,9 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from cs_models.errors import UserError, first_line
+from cs_models.errors import UserError
+from cs_models.files import replacing
+from cs_models.training.torch_files import check_archive, why_unreadable
 
 UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError)
 
@@ -34,20 +36,16 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint; where that fails, say so, and keep what was there."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial, open(partial, "wb") as file:
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
         except OSError as error:
             self._last_write_failed = True
-            partial.unlink(missing_ok=True)
             rank_zero_warn(f"checkpoint {path} was not written ({error.strerror}); training goes on, older ones stay")
         else:
             self._last_write_failed = False
@@ -72,22 +70,32 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 "--model.init_args.training.start_from, or go on from a .ckpt with --ckpt_path"
             )
         try:
-            return super().load_checkpoint(path, map_location, weights_only)
+            return self._load(path, map_location, weights_only)
         except FileNotFoundError:
             raise
         except UNREADABLE as error:
-            damage = UserError(f"checkpoint {path} is damaged: {first_line(error)}")
+            damage = UserError(f"checkpoint {path} is damaged: {why_unreadable(error)}")
             if not path.stem.startswith(ModelCheckpoint.CHECKPOINT_NAME_LAST):
                 raise damage from error
         others = [file for file in path.parent.glob("*.ckpt") if file != path and "step=" in file.stem]
         for other in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
             try:
-                checkpoint = super().load_checkpoint(other, map_location, weights_only)
+                checkpoint = self._load(other, map_location, weights_only)
             except UNREADABLE:
                 continue
             rank_zero_warn(f"{damage}; going on from {other}, step {checkpoint['global_step']}")
             return checkpoint
         raise UserError(f"{damage}; no other checkpoint in its folder is readable")
+
+    def _load(self, path: Path, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
+        """A checkpoint whose checksums hold and whose parts are of the right types."""
+        check_archive(path)
+        checkpoint = super().load_checkpoint(path, map_location, weights_only)
+        parts = {"cs_models": dict, "state_dict": dict, "global_step": int}
+        for part, kind in parts.items():
+            if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(part), kind):
+                raise UserError(f"it is no checkpoint of a training of this framework: it has no '{part}'")
+        return checkpoint
 
 
 class TrainingCheckpoint(ModelCheckpoint):

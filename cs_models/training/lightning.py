@@ -28,7 +28,7 @@ SMALLEST_LOSS = 1e-12  # whose logarithm is still taken; 120 dB for a squared er
 
 
 class NonFiniteLossError(UserError):
-    """Training met a loss that is no finite number."""
+    """The loss of a training step is not a finite number."""
 
 
 class LightningTraining(pl.LightningModule):

@@ -1,4 +1,4 @@
-"""A network, how it is trained and what it is sampled with: what every network's file ends in.
+"""A network, how it is trained and what it is sampled with: the base class of every trained method.
 
 Nothing here needs Lightning, so a trained network is loaded and run without it; `LightningTraining` trains it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -20,6 +20,7 @@ from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator, SamplingBank, make_operator
 from cs_models.operators.carried import CarriedSampling
 from cs_models.operators.matrices import tensor_sha256
+from cs_models.operators.whitening import as_trained
 from cs_models.precision import no_tf32
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.options import Training
@@ -51,16 +52,19 @@ class ReconstructionModule(nn.Module, Reconstructor):
     without_effect: frozenset[str] = frozenset()
     network: nn.Module
 
-    def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
+    # The first argument is not called `network`, as the configuration of every subclass is: the command line would give
+    # them None for it, in place of their default.
+    def __init__(self, net: nn.Module, config: Any, training: Training) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)
+        _check_definition(type(self), config)
+        self.network = net.to(memory_format=torch.channels_last)
         self.config = config
         self.training_options = training
         self.bank = SamplingBank(training.sampling)
         self.carried = CarriedSampling()
         self.provenance: dict[str, Any] = {}
         if training.start_from is not None:
-            self.provenance["start_from"] = load_weights(network, training.start_from)
+            self.provenance["start_from"] = load_weights(net, training.start_from)
         self.ema: nn.Module | None = None
 
     def compile_layers(self) -> None:
@@ -74,13 +78,17 @@ class ReconstructionModule(nn.Module, Reconstructor):
         """The network whose results count: the moving average where there is one."""
         return self.network if self.ema is None else self.ema.get_submodule("module")
 
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
-        """Reconstruct images of any number of channels, each channel by itself.
+    def checked(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        y, operator = super().checked(y, operator)
+        self.check_operator(operator)
+        return y, operator
 
-        Raises:
-            UserError: if the network cannot work with this operator.
-        """
-        return Solution(self.reconstruct(y, operator))
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        """As training samples, see `as_trained`; a network for one matrix overrides it and takes that as it is."""
+        return as_trained(y, operator)
+
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        return Solution(self.images(y, operator)[0])
 
     @overload
     def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[False] = False) -> Tensor: ...
@@ -88,19 +96,31 @@ class ReconstructionModule(nn.Module, Reconstructor):
     @overload
     def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[True]) -> list[Tensor]: ...
 
-    @torch.no_grad()
     def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: bool = False) -> Tensor | list[Tensor]:
         """The images ``(N, C, H, W)``, or those after each iteration of an unfolding network.
 
         Raises:
-            UserError: if the network cannot work with this operator, or has no iterations to return.
+            UserError: as `solve`, or if the network has no iterations to return.
         """
-        self.check_operator(operator)
+        if not return_all:
+            return self.solve(y, operator).x
+        images = self.images(*self.checked(y, operator), return_all=True)
+        self.check_result(images[-1])
+        return images
+
+    @torch.no_grad()
+    def images(self, y: Tensor, operator: MeasurementOperator, return_all: bool = False) -> list[Tensor]:
+        """The images ``(N, C, H, W)`` of any number of channels, each by itself: the last, or of every iteration.
+
+        Args:
+            y: measurements that were checked and prepared.
+            operator: as `prepared` gives it.
+            return_all: whether to return the images after each iteration.
+        """
         planes = rearrange(y, "n c ... -> (n c) 1 ...")
         with no_tf32():
             estimates = self.estimates(self.evaluated_network.eval(), planes, operator, return_all)
-        images = [rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float() for x in estimates]
-        return images if return_all else images[0]
+        return [rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float() for x in estimates]
 
     def estimates(
         self, network: nn.Module, y: Tensor, operator: MeasurementOperator, keep_all: bool = False
@@ -149,7 +169,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
     def settings(self) -> dict[str, Any]:
         weights = {key: tensor_sha256(value) for key, value in self.evaluated_network.state_dict().items()}
         digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
-        # Some of it changes what the network computes and no weight.
+        # Some settings change what the network computes without changing a weight.
         architecture = {key: value for key, value in asdict(self.config).items() if key not in self.without_effect}
         return {
             "model": self.name,
@@ -193,7 +213,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
         """Compute what the network takes from training data before the first step; nothing by default.
 
         Args:
-            patches: gives so many training patches ``(count, C, s, s)`` as uint8, drawn with a seed.
+            patches: gives the stated number of training patches ``(count, C, s, s)`` as uint8, drawn with a seed.
         """
 
     def constrain(self) -> None:
@@ -208,3 +228,21 @@ class ReconstructionModule(nn.Module, Reconstructor):
             "carried": self.carried.shapes(),
             "provenance": self.provenance,
         }
+
+
+def _check_definition(cls: type[ReconstructionModule], config: Any) -> None:
+    """Find out before a training, and not when its first checkpoint is written, what a class lacks.
+
+    Raises:
+        UserError: if it has no `name` or `config_class`, or its configuration is no dataclass.
+    """
+    missing = [wanted for wanted in ("name", "config_class") if not hasattr(cls, wanted)]
+    if missing:
+        raise UserError(
+            f"class {cls.__name__} does not define {' and '.join(missing)}, by which its checkpoints are read again"
+        )
+    if not is_dataclass(config) or not isinstance(config, cls.config_class):
+        raise UserError(
+            f"class {cls.__name__} gives a {type(config).__name__} as its configuration; expected a "
+            f"{cls.config_class.__name__}, a dataclass of plain values"
+        )

@@ -8,6 +8,7 @@ from typing import Literal
 from cs_models.errors import UserError
 from cs_models.operators import Sampling
 from cs_models.operators.matrices import check_ratio
+from cs_models.settings import check_distinct, check_range
 
 # What an optimiser and its schedule take from a checkpoint.
 OPTIMISER_SETTINGS = (
@@ -31,11 +32,11 @@ class Training:
         weight_decay: decoupled (AdamW).
         ema_decay: decay of the exponential moving average of the weights, which validation and export then use;
             None for none.
-        log_loss: minimise the logarithm of each process's batch loss, which is also what is logged. An error then
-            counts in proportion, at the high ratios, where all errors are small, as much as at the low ones: of a
-            squared error it is the PSNR.
+        log_loss: minimise the logarithm of each process's batch loss, which is also what is logged. A
+            relative change of the error then counts the same at high ratios, where all errors are small, as at low
+            ones; the logarithm of a squared error is the PSNR but for its scale.
         compile: run the network's layers through torch.compile; the first steps take longer.
-        non_finite: what to do where the loss of any process is no finite number: "stop" with an error, or "skip" the
+        non_finite: what to do if the loss of any process is not a finite number: "stop" with an error, or "skip" the
             optimiser's step in all processes and count it.
         panel_images: how many validation images are shown to the logger.
         validation_ratios: CS ratios to validate at; None for those of `sampling`.
@@ -59,15 +60,16 @@ class Training:
     start_from: str | None = None
 
     def __post_init__(self) -> None:
-        allowed = {
-            "learning_rate": (self.learning_rate >= 0, "at least 0"),
-            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
-            "step_every": (self.step_every >= 1, "at least 1"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "ema_decay": (self.ema_decay is None or 0 <= self.ema_decay < 1, "in [0, 1), or null for none"),
-        }
-        for name, (holds, expected) in allowed.items():
-            if not holds:
-                raise UserError(f"training.{name} must be {expected}, got {getattr(self, name)}")
+        check_range("training.learning_rate", self.learning_rate, 0, 1e6)
+        check_range("training.warmup_steps", self.warmup_steps, 0, 2**31)
+        check_range("training.step_every", self.step_every, 1, 2**31)
+        check_range("training.step_factor", self.step_factor, 0, 1)
+        check_range("training.weight_decay", self.weight_decay, 0, 1e6)
+        check_range("training.panel_images", self.panel_images, 0, 1000)
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UserError(f"training.ema_decay must be in [0, 1), or null for none, got {self.ema_decay}")
+        if any(step < 1 for step in self.milestones) or sorted(set(self.milestones)) != list(self.milestones):
+            raise UserError(f"training.milestones must be steps above 0 in rising order, got {list(self.milestones)}")
         for ratio in self.validation_ratios or ():
             check_ratio(ratio)
+        check_distinct("training.validation_ratios", self.validation_ratios or ())

@@ -14,7 +14,8 @@ from cs_models.errors import UserError, nearest
 from cs_models.precision import no_tf32
 from cs_models.transforms.dct import OrthonormalTransform
 
-ORTHOGONAL_FAMILIES = ("haar", "db", "sym", "coif", "dmey")
+# PyWavelets calls dmey orthogonal too, but its filter is cut off and so misses it by 1e-3.
+ORTHOGONAL_FAMILIES = ("haar", "db", "sym", "coif")
 
 
 class Wavelet2d(OrthonormalTransform):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import _codecs
-import argparse
 import math
 import re
 import sys
@@ -18,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cs_models.errors import UserError, first_line
+from cs_models.errors import CommandParser, UserError, report
+from cs_models.files import is_file
 from cs_models.networks.learned_sampling.network import LearnedSamplingModule, learned_sampling
 from cs_models.networks.learned_sampling.opine_net import OPINENetConfig, OPINENetModule
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
@@ -32,6 +32,7 @@ from cs_models.operators import Sampling
 from cs_models.operators.carried import CarriedSampling
 from cs_models.operators.matrices import file_source, load_matrix, rows_for_ratio
 from cs_models.training.module import ReconstructionModule
+from cs_models.training.torch_files import check_tensor, read_torch_file
 from cs_models.training.weights import check_weights, save_checkpoint
 
 MODELS = (
@@ -92,23 +93,21 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: if the file is missing, truncated, holds code, or holds no tensors.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"released checkpoint not found: {path}")
-    try:
-        with torch.serialization.safe_globals(ALLOWED_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = re.sub(r"\x1b\[\d+m", "", first_line(error))
-        refused = re.search(r"Unsupported (?:global|operand|class)[^.]*?GLOBAL (\S+)", str(error))
-        if refused:
-            reason = f"it asks for {refused.group(1)}, which is no part of released weights; nothing was run"
-        raise UserError(f"cannot read {path} as weights: {reason}") from error
+    with torch.serialization.safe_globals(ALLOWED_GLOBALS):
+        content = read_torch_file(path, old=True)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no dictionary of tensors; expected the weights of one of {', '.join(MODELS)}")
+    try:
+        if not isinstance(content, dict) or not content:
+            raise UserError(f"it is of type {type(content).__name__}")
+        for key, value in content.items():
+            check_tensor(key, value)
+    except UserError as error:
+        known = ", ".join(MODELS)
+        raise UserError(f"{path} holds no dictionary of tensors: {error}; expected weights of one of {known}") from None
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
@@ -306,7 +305,7 @@ def _counts(text: str) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m cs_models.import_official",
         description="Turn a released checkpoint into a .safetensors file that eval.py takes.",
         epilog="example: python -m cs_models.import_official ista_net_plus net_params_200.pkl "
@@ -319,15 +318,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mask", help="sampling mask of the MRI variant")
     parser.add_argument("--iterations_per_layer", type=_counts, help="schedule of coast and r_coast, as 4,4,4,4,4")
     parser.add_argument("--out", required=True, help="the .safetensors file to write")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         module = import_official(
             options.model, options.source, options.phi, options.qinit, options.mask, options.iterations_per_layer
         )
         path = save_checkpoint(module, options.out)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     parameters = sum(parameter.numel() for parameter in module.network.parameters())
     ratios = ", ".join(f"{ratio:g}" for ratio in _sampled_ratios(module))
     print(f"{path}: {parameters:,} parameters; carries sampling for ratio {ratios or '(none)'}")

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cs_models.errors import UserError, nearest
-from cs_models.files import shipped
+from cs_models.files import is_file, shipped
 from cs_models.signatures import parameters
+from cs_models.zoo.own_code import OwnCode
+from cs_models.zoo.settings import check_settings, typed_settings
 
 if TYPE_CHECKING:
     from cs_models.reconstruction import Reconstructor
     from cs_models.training.module import ReconstructionModule
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
+OWN = "module:"
 ZOO = shipped("checkpoints")
 
 
@@ -30,7 +34,7 @@ class Method:
         name: as it is typed.
         target: ``module:Class``, imported when the method is used; the constructor's arguments are its settings.
         summary: one line.
-        operator: what it is measured with where nobody says, see `cs_models.operators.make_operator`.
+        operator: what it is measured with by default, see `cs_models.operators.make_operator`.
     """
 
     name: str
@@ -79,7 +83,7 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method as the user wrote it: a name with settings, the name of a zoo model, or a checkpoint's path.
+    """A method as the user wrote it: a name with settings, of a zoo model, in a file of theirs, or a checkpoint's path.
 
     Attributes:
         text: as typed.
@@ -93,18 +97,43 @@ class MethodSpec:
 
     @property
     def training_free(self) -> bool:
-        """Whether it is in `METHODS`; everything else is a checkpoint."""
+        """Whether it is in `METHODS`."""
         return self.name in METHODS
+
+    @property
+    def own(self) -> bool:
+        """Whether it is in Python code of the user's; what is neither this nor training-free is a checkpoint."""
+        return self.name.startswith(OWN)
+
+    @cached_property
+    def code(self) -> OwnCode:
+        """The user's code of an `own` method.
+
+        Raises:
+            UserError: if there is no such file.
+        """
+        return OwnCode.find(split_settings(self.name)[1])
+
+    @property
+    def own_name(self) -> str:
+        """The name in the user's code of an `own` method."""
+        return split_settings(self.name)[2]
+
+    def errors_in_one_line(self) -> AbstractContextManager[None]:
+        """Tell errors of the user's own code by file and line; no others."""
+        return self.code.errors_in_one_line() if self.own else nullcontext()
 
 
 def parse_method(text: str) -> MethodSpec:
-    """Read ``NAME``, ``NAME:key=value:key=value`` or the path of a checkpoint.
+    """Read ``NAME``, ``NAME:key=value:key=value``, ``module:FILE.py:NAME:key=value`` or the path of a checkpoint.
 
     Raises:
         UserError: for an unknown name, a missing file, an unknown setting, or settings that are not ``key=value``.
     """
+    if text.startswith(OWN):
+        return _parse_own(text)
     if text.endswith(CHECKPOINT_SUFFIXES):
-        if not Path(text).is_file():
+        if not is_file(text):
             raise UserError(f"checkpoint not found: {text}")
         return MethodSpec(text, text)
     name, *parts = split_settings(text)
@@ -112,27 +141,33 @@ def parse_method(text: str) -> MethodSpec:
         raise UserError(f"unknown method '{name}'{nearest(name, [*METHODS, *zoo(), 'zoo'])}")
     if parts and name not in METHODS:
         raise UserError(f"method '{name}' is a trained network and takes no settings; got '{text}'")
-    for part in parts:
-        if "=" not in part:
-            raise UserError(f"cannot read '{part}' in '{text}'; settings are written {name}:key=value:key=value")
-    settings = tuple((key, value) for key, _, value in (part.partition("=") for part in parts))
+    settings = _parse_settings(text, name, parts)
     known = parameters(METHODS[name].target) if settings else None
     if known is not None:
-        _check_settings(name, settings, known)
+        check_settings(f"method '{name}'", settings, known)
     return MethodSpec(text, name, settings)
 
 
-def _check_settings(name: str, settings: Sequence[tuple[str, str]], known: Collection[str]) -> None:
-    for key, _ in settings:
-        if key not in known:
-            if not known:
-                raise UserError(f"method '{name}' has no settings; got '{key}'")
-            raise UserError(f"method '{name}' has no setting '{key}'{nearest(key, known)}")
+def _parse_own(text: str) -> MethodSpec:
+    _, *parts = split_settings(text)
+    if len(parts) < 2 or not all(parts[:2]):
+        raise UserError(f"cannot read '{text}'; a method of your own is written module:my_file.py:NAME")
+    name = f"{OWN}{parts[0]}:{parts[1]}"
+    spec = MethodSpec(text, name, _parse_settings(text, name, parts[2:]))
+    spec.code  # noqa: B018 (a missing file is told before anything is computed)
+    return spec
+
+
+def _parse_settings(text: str, name: str, parts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    for part in parts:
+        if "=" not in part:
+            raise UserError(f"cannot read '{part}' in '{text}'; settings are written {name}:key=value:key=value")
+    return tuple((key, value) for key, _, value in (part.partition("=") for part in parts))
 
 
 def split_settings(text: str) -> list[str]:
     """The parts of ``NAME:key=value:key=value``; the colon of a Windows path, as in ``C:\\models``, separates none."""
-    return re.split(r":(?![\\/])", text)
+    return re.split(r"(?<=^module):|:(?![\\/])", text)
 
 
 def parse_methods(words: Sequence[str], ratios: Sequence[float]) -> list[tuple[MethodSpec, float]]:
@@ -172,12 +207,14 @@ def load(name: str, ratio: float | None = None) -> ReconstructionModule:
     """A trained network by its name in the zoo, or from a file, in evaluation mode on the CPU.
 
     Args:
-        name: as ``eval.py --list`` shows it, or the path of a `.safetensors` or `.ckpt` file.
+        name: as ``eval.py --list`` shows it, the path of a `.safetensors` or `.ckpt` file, or
+            ``module:FILE.py:CLASS:checkpoint=FILE`` for a network of one's own class.
         ratio: CS ratio, for a name with weights for each ratio.
 
     Raises:
         UserError: for an unknown name, a missing or unreadable file, or a ratio without weights.
     """
+    from cs_models.training.module import ReconstructionModule
     from cs_models.zoo.checkpoints import load_checkpoint
 
     spec = parse_method(name)
@@ -185,6 +222,11 @@ def load(name: str, ratio: float | None = None) -> ReconstructionModule:
         raise UserError(
             f"'{name}' needs no training, so there is nothing to load; see cs_models.zoo.methods.build_method"
         )
+    if spec.own:
+        method = build_method(spec, ratio or 0.0)
+        if not isinstance(method, ReconstructionModule):
+            raise UserError(f"'{name}' is no trained network of this framework; build_method makes what it is")
+        return method
     if ratio is None and spec.name in zoo():
         files = zoo()[spec.name]
         if None not in files and len(files) > 1:
@@ -237,34 +279,22 @@ def build_method(spec: MethodSpec | str, ratio: float) -> Reconstructor:
     """
     if isinstance(spec, str):
         spec = parse_method(spec)
+    if spec.own:
+        from cs_models.zoo.own_methods import build_own
+
+        return build_own(spec.code, spec.own_name, spec.settings, ratio)
     if not spec.training_free:
         from cs_models.zoo.checkpoints import load_checkpoint
 
         return load_checkpoint(checkpoint_path(spec, ratio))
     module, _, attribute = METHODS[spec.name].target.partition(":")
-    return construct(getattr(importlib.import_module(module), attribute), spec)
+    make = getattr(importlib.import_module(module), attribute)
+    return make(**typed_settings(make, f"method '{spec.name}'", spec.settings))
 
 
-def construct(cls: type[Reconstructor], spec: MethodSpec) -> Reconstructor:
-    """An instance with the settings converted to the types that the constructor declares.
-
-    Raises:
-        UserError: for an unknown setting or a value of another type.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    known = inspect.signature(cls).parameters
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "settings")
-    values: dict[str, Any] = {}
-    _check_settings(spec.name, spec.settings, known)
-    for key, text in spec.settings:
-        try:
-            values[key] = parser.parse_args([f"--settings.{key}={text}"]).settings[key]
-        except ArgumentError:
-            expected = known[key].annotation
-            raise UserError(f"method '{spec.name}': {key}={text} is not of type {expected}") from None
-    return cls(**values)
+def usual_operator(spec: MethodSpec) -> str:
+    """What a method that carries no matrix is measured with where nobody says."""
+    return METHODS[spec.name].operator if spec.training_free else Method.operator
 
 
 def list_methods() -> Sequence[tuple[str, str]]:

@@ -1,1 +1,1 @@
-"""What is made of the results."""
+"""Reports on results: tables, statistics, figures, cards of the zoo, and Weights & Biases."""

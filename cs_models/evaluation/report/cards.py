@@ -1,4 +1,4 @@
-"""The zoo's shelf: put a trained network into ``checkpoints/``, and write the cards that tell what it gives.
+"""Put a trained network into ``checkpoints/``, and write the cards that say what it achieves.
 
 ``cs-models cards add runs/r_coast r_coast --hardware "one H200"`` copies the weights of a training with its
 configuration (`NAME.yaml`) and its log (`NAME.csv`). ``cs-models cards write OUT1 OUT2`` gathers the figures of the
@@ -7,29 +7,25 @@ zoo's networks from results folders of `eval.py` in ``checkpoints/results.csv`` 
 
 from __future__ import annotations
 
-import argparse
 import csv
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
-from cs_models.errors import UserError
-from cs_models.evaluation.report.summary import Summary, summarise
+from cs_models.errors import CommandParser, UserError, first_line, report
+from cs_models.evaluation.report.summary import summarise
 from cs_models.evaluation.report.tables import markdown_table
-from cs_models.evaluation.results import ResultsFile, to_text, write_table
+from cs_models.evaluation.results import ResultsFile, from_text, to_text, write_table
 from cs_models.training.weights import save_checkpoint
 from cs_models.zoo.checkpoints import load_checkpoint
 from cs_models.zoo.methods import ZOO, zoo
 
 RESULTS = ZOO / "results.csv"
-COLUMNS = (
-    "method", "dataset", "ratio", "operator", "precision", "images", "psnr_db", "ssim", "published_psnr_db",
-    "difference_db", "source",
-)  # fmt: skip
 HEAD = """\
 # Networks that are trained here
 
@@ -41,6 +37,26 @@ bundled photographs.
 PSNR on the bundled photographs at each network's lowest ratio, over the steps of its last training:
 
 ![PSNR over training steps](training.png)"""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a network gives on a set of images; a line of ``results.csv``. The fields are those of `Summary`."""
+
+    method: str
+    dataset: str
+    ratio: float
+    operator: str
+    precision: str
+    images: int
+    psnr_db: float
+    ssim: float
+    published_psnr_db: float | None
+    difference_db: float | None
+    source: str
+
+
+COLUMNS = tuple(field.name for field in fields(Figures))
 
 
 def add(run: Path, name: str, hardware: str, folder: Path = ZOO) -> Path:
@@ -55,26 +71,29 @@ def add(run: Path, name: str, hardware: str, folder: Path = ZOO) -> Path:
     Raises:
         UserError: if a file is missing or damaged.
     """
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise UserError(f"'{name}' cannot be the name of a network in the zoo; take letters, digits, _ and -")
     module = load_checkpoint(run / "model.safetensors")
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
             lines = [line for line in csv.DictReader(file) if line.get("val/psnr")]
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the training in {run}: {error}") from error
+        kept = {part: dict(config[part]) for part in ("model", "data", "trainer")}
+        kept["trainer"] = {
+            key: kept["trainer"][key] for key in ("max_steps", "max_epochs", "precision", "gradient_clip_val")
+        }
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, csv.Error) as error:
+        reason = first_line(error)
+        raise UserError(f"cannot read the training in {run}: {type(error).__name__}, {reason}") from error
     if not lines:
         raise UserError(f"{run}/metrics.csv has no validation; train with a validation set")
     module.provenance |= {"hardware": hardware}
     path = save_checkpoint(module, folder / f"{name}.safetensors")
-    kept = {"model": config["model"], "data": config["data"], "trainer": config["trainer"]}
     # Where files were on the machine of the training says nothing about the training.
     kept["data"].pop("data_dir", None)
     training = kept["model"].get("init_args", {}).get("training", {})
     if training.get("start_from"):
         training["start_from"] = Path(training["start_from"]).name
-    kept["trainer"] = {
-        key: kept["trainer"][key] for key in ("max_steps", "max_epochs", "precision", "gradient_clip_val")
-    }
     path.with_suffix(".yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
     columns = ["step", *sorted(key for key in lines[0] if key.startswith("val/") and lines[0][key])]
     write_table(path.with_suffix(".csv"), columns, [[line[column] for column in columns] for line in lines])
@@ -85,7 +104,8 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO) -> Path:
     """Write ``results.csv`` and ``README.md`` of the zoo.
 
     Args:
-        folders: results folders of `eval.py`; where they disagree the last one counts.
+        folders: results folders of `eval.py`; where they disagree the last one counts. Networks that are in none of
+            them keep their lines of the present ``results.csv``.
         folder: the zoo.
 
     Raises:
@@ -93,17 +113,31 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO) -> Path:
     """
     rows = [row for out in folders for row in ResultsFile(out).rows()]
     names = zoo(folder)
-    summaries = [summary for summary in summarise(rows) if summary.method in names]
-    missing = sorted(names.keys() - {summary.method for summary in summaries})
+    found = [Figures(**{column: getattr(summary, column) for column in COLUMNS}) for summary in summarise(rows)]
+    fresh = {one.method for one in found}
+    found += [one for one in read_figures(folder / RESULTS.name) if one.method not in fresh]
+    missing = sorted(names.keys() - {one.method for one in found})
     if missing:
         raise UserError(f"no results for {', '.join(missing)}; run eval.py --methods zoo")
-    lines = [[to_text(asdict(summary)[column]) for column in COLUMNS] for summary in summaries]
+    by_network = {name: [one for one in found if one.method == name] for name in names}
+    lines = [[to_text(value) for value in astuple(one)] for figures in by_network.values() for one in figures]
     write_table(folder / RESULTS.name, COLUMNS, lines)
-    cards = [card(name, files, [one for one in summaries if one.method == name]) for name, files in names.items()]
+    cards = [card(name, files, by_network[name]) for name, files in names.items()]
     draw_training(names, folder / "training.png")
     path = folder / "README.md"
     path.write_text("\n\n".join([HEAD, *cards]) + "\n", encoding="utf-8")
     return path
+
+
+def read_figures(path: Path) -> list[Figures]:
+    """The lines of a ``results.csv``; none where there is no such file."""
+    if not path.is_file():
+        return []
+    kinds = get_type_hints(Figures)
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Figures(**{key: from_text(text, kinds[key]) for key, text in line.items()}) for line in csv.DictReader(file)
+        ]
 
 
 def draw_training(names: Mapping[str, Mapping[int | None, Path]], path: Path) -> None:
@@ -127,7 +161,7 @@ def draw_training(names: Mapping[str, Mapping[int | None, Path]], path: Path) ->
     figure.savefig(path, dpi=110)
 
 
-def card(name: str, files: dict[int | None, Path], summaries: Sequence[Summary]) -> str:
+def card(name: str, files: dict[int | None, Path], figures: Sequence[Figures]) -> str:
     """What a network is, how it was trained, and what it gives."""
     parts = [f"## {name}"]
     for path in files.values():
@@ -150,7 +184,7 @@ def card(name: str, files: dict[int | None, Path], summaries: Sequence[Summary])
             "" if one.published_psnr_db is None else f"{one.published_psnr_db:.2f}",
             "" if one.difference_db is None else f"{one.difference_db:+.2f}",
         ]
-        for one in summaries
+        for one in figures
     ]
     header = ["dataset", "ratio", "operator", "precision", "images", "PSNR in dB", "SSIM", "published", "difference"]
     return "\n\n".join([*parts, markdown_table(header, lines)])
@@ -160,7 +194,7 @@ def _training(config: dict[str, Any], provenance: dict[str, Any]) -> str:
     data, earlier = config["data"], _earlier_steps(provenance)
     return (
         f"Trained on {' + '.join(data['train_sets'])}, {provenance['steps']:,} steps of {data['batch_size']} crops of "
-        f"{data['crop_size']}x{data['crop_size']} in {config['trainer']['precision']}, "
+        f"{data['crop_size']}x{data['crop_size']} in {provenance.get('precision', config['trainer']['precision'])}, "
         f"{provenance['seconds'] / 60:.0f} minutes on {provenance['hardware']}"
         + (f", after {earlier:,} steps of earlier trainings" if earlier else "")
     )
@@ -174,7 +208,7 @@ def _earlier_steps(provenance: Mapping[str, Any]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="cs-models cards", description="Put networks into the zoo.")
+    parser = CommandParser(prog="cs-models cards", description="Put networks into the zoo.")
     commands = parser.add_subparsers(dest="command", required=True)
     adding = commands.add_parser("add", help="copy a training's weights, configuration and log into checkpoints/")
     adding.add_argument("run", type=Path, help="folder of the training")
@@ -182,15 +216,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adding.add_argument("--hardware", required=True, help="what it was trained on, in words")
     writing = commands.add_parser("write", help="write checkpoints/README.md and results.csv")
     writing.add_argument("folders", nargs="+", type=Path, help="results folders of eval.py")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         if options.command == "add":
             print(add(options.run, options.name, options.hardware))
         else:
             print(write_cards(options.folders))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
+    except OSError as error:
+        return report(f"cannot write the card: {error.strerror}, {error.filename}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cs_models.errors import UserError
+from cs_models.arrays import read_npy
+from cs_models.errors import UserError, first_line
 from cs_models.evaluation.pictures import Pictures, slug
 from cs_models.evaluation.report.summary import Summary, current_rows, label
 from cs_models.evaluation.results import Row
@@ -66,7 +68,7 @@ def _draw_curve(summaries: Sequence[Summary], title: str, folder: Path) -> Path:
         over_ratio.plot([100 * point.ratio for point in points], psnr_db, **style)
         over_time.plot([1e3 * point.seconds for point in points], psnr_db, **style)
     over_ratio.set(xlabel="CS ratio in %", ylabel="PSNR in dB", title=title)
-    over_time.set(xlabel="milliseconds an image", xscale="log")
+    over_time.set(xlabel="milliseconds per image", xscale="log")
     over_ratio.legend(fontsize="small")
     over_ratio.grid(alpha=0.3)
     over_time.grid(alpha=0.3)
@@ -112,11 +114,14 @@ def _draw_strip(rows: Sequence[Row], title: str, out: Path, path: Path) -> None:
 
 
 def _show(axis: Axes, path: Path, title: str) -> None:
-    if path.suffix == ".npy":
-        axis.plot(np.load(path, allow_pickle=False), linewidth=0.5)
-        axis.set_ylim(0, 1)
-    else:
-        axis.imshow(np.asarray(open_image(path)), cmap="gray", vmin=0, vmax=255)
+    try:
+        if path.suffix == ".npy":
+            axis.plot(read_npy(path), linewidth=0.5)
+            axis.set_ylim(0, 1)
+        else:
+            axis.imshow(np.asarray(open_image(path)), cmap="gray", vmin=0, vmax=255)
+    except Exception as error:  # Pillow and matplotlib fail in many ways; a report does not depend on its pictures
+        print(f"note: not shown, delete it to have it made again: {path} ({first_line(error)})", file=sys.stderr)
     axis.set_title(title, fontsize=9)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from cs_models.errors import UserError
+from cs_models.errors import CommandParser, UserError, report
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.report.tables import write_report
 from cs_models.evaluation.results import ResultsFile, Row, identity, only_writer
@@ -59,18 +58,17 @@ def _copy_pictures(row: Row, folder: Path, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m cs_models.evaluation.report.merge",
         description="Join results folders of eval.py into one report.",
     )
     parser.add_argument("folders", nargs="+", type=Path, help="results folders, oldest first")
     parser.add_argument("--out", required=True, type=Path, help="folder for the joint report")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         print(merge(options.folders, options.out))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     return 0
 
 

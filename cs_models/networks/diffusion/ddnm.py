@@ -185,8 +185,12 @@ class DDNM(IterativeSolver):
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"model": module_sha256(self._diffusion), "null_prompt": None}
 
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        """As they are: the steps use the pseudo-inverse and the singular vectors of any matrix, and its white noise."""
+        return y, operator
+
     @torch.no_grad()
-    def solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         check_measurements(y, operator)
         self._diffusion.to(y.device)
         image_channels = y.shape[1]
@@ -316,10 +320,9 @@ class NoisyData:
         self._analysis: Callable[[Tensor], Tensor] = canvas.forward
         self._synthesis: Callable[[Tensor], Tensor] = canvas.adjoint
         if isinstance(operator, MatrixOperator) and not operator.orthonormal:
-            u, s, vt = torch.linalg.svd(operator.matrix.double(), full_matrices=False)
-            kept = s > 1e-6 * s[0]
-            u, s, vt = u[:, kept].to(y), s[kept].to(y), vt[kept].to(y)
-            self.y, self.sigma = y @ u / s, sigma / s
+            factors = operator.rows.factors(operator.matrix)
+            inverse, vt = factors.inverse.to(y), factors.basis.to(y)
+            self.y, self.sigma = y @ inverse, (sigma / factors.values).to(y)
             self._analysis = lambda x: operator.signals(operator.crop(x)) @ vt.T
             self._synthesis = lambda k: F.pad(operator.image(k @ vt), canvas.margin)
         elif not isinstance(operator, MatrixOperator) and not has_orthonormal_rows(operator):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from cs_models.operators import MeasurementOperator
 from cs_models.operators.canvas import Canvas
 from cs_models.operators.matrices import load_matrix
 from cs_models.precision import no_tf32
+from cs_models.settings import check_range
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.options import Training
 
@@ -62,6 +63,9 @@ class IDMConfig:
     injector_kernel: Literal[1, 3] | None = 1
     invertible: Invertible = "both"
     start: Literal["back_projection", "noise"] = "back_projection"
+
+    def __post_init__(self) -> None:
+        check_range("steps", self.steps, 1, 1000)
 
 
 class DiffusionStep(nn.Module):
@@ -122,8 +126,6 @@ class IDM(nn.Module):
             UserError: for settings that make no network, or if the pre-trained U-Net is not found.
         """
         super().__init__()
-        if config.steps < 1:
-            raise UserError(f"IDM needs at least 1 step, got steps = {config.steps}")
         if config.null_prompt is not None and config.pruned:
             raise UserError("null_prompt belongs to the whole U-Net; set pruned to false or leave it out")
         unet = build_unet(config.unet) if config.pretrained is None else load_unet(config.pretrained)
@@ -241,19 +243,10 @@ class IDMModule(ReconstructionModule):
     def constrain(self) -> None:
         self.network.constrain()
 
-    @overload
-    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[False] = False) -> Tensor: ...
-
-    @overload
-    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: Literal[True]) -> list[Tensor]: ...
-
     @torch.no_grad()
-    def reconstruct(self, y: Tensor, operator: MeasurementOperator, return_all: bool = False) -> Tensor | list[Tensor]:
+    def images(self, y: Tensor, operator: MeasurementOperator, return_all: bool = False) -> list[Tensor]:
         """As in the base class, but a network for colour takes the channels together."""
-        if return_all:
-            return super().reconstruct(y, operator, True)
-        if self.config.channels == 1:
-            return super().reconstruct(y, operator)
-        self.check_operator(operator)
+        if return_all or self.config.channels == 1:
+            return super().images(y, operator, return_all)
         with no_tf32():
-            return self.evaluated_network.eval()(y, operator).float()
+            return [self.evaluated_network.eval()(y, operator).float()]

@@ -10,7 +10,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from cs_models.errors import UserError, nearest
+from cs_models.errors import UserError, first_line, nearest
+from cs_models.host_memory import check_memory
+from cs_models.operators.matrices import shapes_only
+from cs_models.settings import check_range
 
 # Where Stable Diffusion v1.5 differs from diffusers' defaults.
 STABLE_DIFFUSION_V1_5 = {"cross_attention_dim": 768, "sample_size": 64}
@@ -28,17 +31,29 @@ def build_unet(changes: dict[str, Any]) -> UNet2DConditionModel:
         UserError: for names or values that diffusers does not take.
     """
     known = list(inspect.signature(UNet2DConditionModel.__init__).parameters)[1:]
-    for name in changes:
+    for name, value in changes.items():
         if name not in known:
             raise UserError(f"a U-Net has no setting '{name}'{nearest(name, known)}")
+        _check_numbers(name, value)
     config = STABLE_DIFFUSION_V1_5 | {
         name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
     }
     try:
         with torch.device("meta"):
             return UNet2DConditionModel(**config)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"diffusers cannot build the U-Net: {error}".splitlines()[0]) from error
+    except Exception as error:  # diffusers checks few of its settings
+        raise UserError(f"diffusers cannot build the U-Net: {first_line(error)}") from error
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    """Refuse numbers of layers or channels that no U-Net has, which diffusers would build for hours."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    check_range(f"the number of entries of {name}", len(values), 0, 16)
+    for item in values:
+        if isinstance(item, list | tuple):
+            _check_numbers(name, item)
+        elif isinstance(item, int | float):
+            check_range(name, item, -1, 64 if "layers_per_block" in name else 2**20)
 
 
 def load_unet(source: str) -> UNet2DConditionModel:
@@ -84,9 +99,11 @@ def initialise(unet: UNet2DConditionModel) -> None:
     """Turn a skeleton on the meta device into a U-Net with PyTorch's random initial weights.
 
     Raises:
-        UserError: for settings that bring layers without such an initialisation.
+        UserError: for settings that bring layers without such an initialisation, or more than fits into memory.
     """
-    unet.to_empty(device="cpu")
+    if not shapes_only():  # weights in float32, their gradients, and the two means of Adam
+        check_memory(16 * sum(weight.numel() for weight in unet.parameters()), "training this U-Net")
+    unet.to_empty(device=torch.get_default_device())
     for name, module in unet.named_modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()

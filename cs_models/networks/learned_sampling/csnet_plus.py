@@ -18,6 +18,7 @@ from cs_models.networks.learned_sampling.network import (
 )
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.learned import DenseBlocks, Start
+from cs_models.settings import check_network_size
 from cs_models.training.options import Training
 
 
@@ -40,6 +41,9 @@ class CSNetPlusConfig:
     binary: bool = False
     injectors: bool = False
     wired: bool = False
+
+    def __post_init__(self) -> None:
+        check_network_size(self.blocks, self.features, "blocks")
 
 
 class ResidualBlock(nn.Module):

@@ -14,6 +14,7 @@ from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraini
 from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.learned import ScaledSigns
 from cs_models.precision import no_tf32
+from cs_models.settings import check_network_size, check_range
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class OPINENetConfig:
     iterations_per_layer: tuple[int, ...] | None = None
     modulation: Literal["none", "rfmu"] = "none"
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_network_size(self.layers, self.features)
+        check_range("rows", self.rows, 0, 2**20)
 
 
 class OPINEPhase(Phase):

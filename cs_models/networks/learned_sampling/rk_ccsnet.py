@@ -12,6 +12,7 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 from cs_models.errors import UserError
+from cs_models.host_memory import check_memory
 from cs_models.networks.learned_sampling.network import (
     LearnedSamplingModule,
     LearnedSamplingNetwork,
@@ -22,7 +23,9 @@ from cs_models.networks.learned_sampling.network import (
 )
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.learned import LearnedBlocks
+from cs_models.operators.matrices import shapes_only
 from cs_models.precision import no_tf32
+from cs_models.settings import check_network_size
 from cs_models.training.options import Training
 
 
@@ -41,6 +44,9 @@ class RKCCSNetConfig:
     blocks: int = 8
     injectors: bool = False
     wired: bool = False
+
+    def __post_init__(self) -> None:
+        check_network_size(self.blocks, self.features, "blocks")
 
 
 class ConvolvedBlocks(LearnedBlocks):
@@ -70,6 +76,8 @@ class ConvolvedBlocks(LearnedBlocks):
             )
         self.conv1 = nn.Conv2d(1, features, 3, bias=False)
         self.conv2 = nn.Conv2d(features, self.channels, 1, bias=False)
+        if not shapes_only():
+            check_memory(8 * block_size**4, f"all pixels of a block of {block_size}x{block_size}")
         pixels = torch.eye(block_size**2).view(-1, 1, block_size, block_size)
         self.register_buffer("pixels", pixels, persistent=False)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cs_models.networks.unfolding.modulation import FMU, RFMU, channel_gains
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
+from cs_models.settings import check_network_size
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class COASTConfig:
     modulation: Literal["none", "fmu", "rfmu"] = "fmu"
     noise: bool = False
     deblock: bool = True
+
+    def __post_init__(self) -> None:
+        check_network_size(self.layers, self.features)
 
 
 class CPMB(nn.Module):

@@ -23,6 +23,7 @@ from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, ch
 from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.matrices import rows_for_ratio
 from cs_models.precision import no_tf32
+from cs_models.settings import check_network_size, check_range
 from cs_models.solvers.linear import linear_estimator
 
 
@@ -52,6 +53,8 @@ class ISTANetConfig:
     rows: int | None = None
 
     def __post_init__(self) -> None:
+        check_network_size(self.layers, self.features)
+        check_range("rows", self.rows, 0, 2**20)
         if self.modulation == "rfmu" and self.variant == "basic":
             raise UserError("modulation 'rfmu' scales the features after D, which variant 'basic' lacks; use 'plus'")
 

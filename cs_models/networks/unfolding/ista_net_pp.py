@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule, iterations
 from cs_models.precision import no_tf32
+from cs_models.settings import check_network_size
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class ISTANetPPConfig:
     iterations_per_layer: tuple[int, ...] | None = None
     cross_block: bool = True
     condition: Literal["both", "step", "sigma", "none"] = "both"
+
+    def __post_init__(self) -> None:
+        check_network_size(self.layers, self.features)
 
 
 class ConditionModule(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from cs_models.errors import UserError
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import UnfoldingNetwork
@@ -28,6 +30,10 @@ class OneMatrixModule(UnfoldingModule):
                 f"{self.title} is trained for one ratio and one matrix: give one sampling ratio, matrices_per_ratio 1"
             )
         super().__init__(network, config, training)
+
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        """As they are: it works with the matrix that it was trained for."""
+        return y, operator
 
     def check_operator(self, operator: MeasurementOperator) -> None:
         if not self.carried.shapes():

@@ -18,6 +18,10 @@ from cs_models.errors import UserError
 from cs_models.operators.bank import mix
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.block import BlockOperator
+from cs_models.settings import check_range
+
+# Papers go to 20; of what a number may be mistyped to, this still ends within a day.
+MOST_ITERATIONS = 100_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def check_schedule(iterations_per_layer: Sequence[int], layers: int) -> tuple[in
         )
     if any(count < 1 for count in schedule):
         raise UserError(f"iterations_per_layer {list(schedule)}: every layer needs at least 1 iteration")
+    check_range("the sum of iterations_per_layer", sum(schedule), 1, MOST_ITERATIONS)
     return schedule
 
 

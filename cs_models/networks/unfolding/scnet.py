@@ -15,6 +15,7 @@ from cs_models.networks.unfolding.coast import CPMB
 from cs_models.networks.unfolding.modulation import RFMU, channel_gains
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
+from cs_models.settings import check_network_size
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class SCNetConfig:
     features: int = 32
     iterations_per_layer: tuple[int, ...] | None = None
     modulation: Literal["none", "rfmu"] = "none"
+
+    def __post_init__(self) -> None:
+        check_network_size(self.layers, self.features)
 
 
 class SCNet(UnfoldingNetwork):

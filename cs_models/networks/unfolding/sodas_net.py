@@ -15,6 +15,7 @@ from cs_models.networks.unfolding.ista_net import Phase
 from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.networks.unfolding.one_matrix import OneMatrixModule
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
+from cs_models.settings import check_network_size, check_range
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class SODASNetConfig:
     layers: int = 25
     features: int = 32
     iterations_per_layer: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_network_size(self.layers, self.features)
+        check_range("features", self.features, 2)
 
 
 class SODASStage(Phase):

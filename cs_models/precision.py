@@ -50,8 +50,8 @@ def forbid_tf32() -> None:
     """From now on float32 means float32, also in the products and convolutions of GPUs.
 
     cuDNN convolves in TF32 by default, which keeps 10 bits of the mantissa and costs hundredths of a dB; whoever wants
-    speed asks for bfloat16. Training calls this, for its backward passes; all else that must be exact,
-    operators and transforms and `Reconstructor.solve`, is in a `no_tf32` context.
+    speed asks for bfloat16. Training calls this, for its backward passes; all else that must be exact, operators and
+    transforms and `Reconstructor.solve`, is in a `no_tf32` context.
     """
     _restore(dict.fromkeys(_by_name(), "ieee") if _mixed() else {"convolutions": False, "products": "highest"})
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"This takes about {_minutes()} minutes on two processor cores.")
     _say("train.py", TRAIN)
     try:
-        folder = train.train(TRAIN).trainer.log_dir
+        folder = train.train(TRAIN).trainer.log_dir or "."
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 2
-    evaluation = [*EVALUATE, "--methods", ",".join([*TRAINING_FREE, f"{folder}/model.safetensors"])]
+    evaluation = [*EVALUATE, "--methods", ",".join([*TRAINING_FREE, (Path(folder) / "model.safetensors").as_posix()])]
     _say("eval.py", evaluation)
     status = evaluate.main(evaluation)
     if status == 0:

@@ -187,6 +187,7 @@ class _Worker:
                 peak_memory_mb=peak_memory_mb,
                 settings_key=short_hash(candidate.facts | matrix),
                 measured_ratio=operator.measured_ratio,
+                provenance=candidate.provenance,
                 **scores,
             )
 

@@ -93,6 +93,8 @@ class Summary:
         sparse_rate_dct: mean sparse rate of signals by the DCT.
         sparse_rate_fft: mean sparse rate of signals by the FFT.
         measured_ratio: mean of the measurements per pixel that were really taken.
+        provenance: where the method comes from, see `Row`.
+        device: everything that it ran on.
     """
 
     method: str
@@ -128,6 +130,8 @@ class Summary:
     sparse_rate_dct: float | None
     sparse_rate_fft: float | None
     measured_ratio: float | None
+    provenance: str
+    device: str
 
 
 def variant(item: Row | Summary) -> str:
@@ -167,13 +171,19 @@ def current_rows(rows: Iterable[Row]) -> list[Row]:
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
     """A line for each setting, in the order in which settings first appear; see `current_rows`."""
+    return [summary_of(setting, group) for setting, group in by_setting(rows).items()]
+
+
+def by_setting(rows: Iterable[Row]) -> dict[Setting, list[Row]]:
+    """The rows that count, see `current_rows`, by setting, in the order in which settings first appear."""
     groups: dict[Setting, list[Row]] = defaultdict(list)
     for row in current_rows(rows):
         groups[setting_of(row)].append(row)
-    return [_summary(setting, group) for setting, group in groups.items()]
+    return dict(groups)
 
 
-def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
+def summary_of(setting: Setting, rows: Sequence[Row]) -> Summary:
+    """The line of one setting's rows."""
     counted = with_finite_psnr(rows)
     psnr_images, ssim_images = means_by(counted, "image", "psnr_db"), means_by(rows, "image", "ssim")
     psnr_seeds, ssim_seeds = means_by(counted, "seed", "psnr_db"), means_by(rows, "seed", "ssim")
@@ -208,6 +218,8 @@ def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
         sparse_rate_dct=_mean(row.sparse_rate_dct for row in rows),
         sparse_rate_fft=_mean(row.sparse_rate_fft for row in rows),
         measured_ratio=_mean(row.measured_ratio for row in rows),
+        provenance=rows[-1].provenance,
+        device=", ".join(sorted({row.device for row in rows})),
     )
 
 
@@ -229,12 +241,10 @@ def published_figures(setting: Setting) -> list[Published]:
     name = published_method(setting.method)
     if name is None or setting.noise > 0 or setting.bits is not None:
         return []
-    datasets = PUBLISHED_DATASETS.get(setting.dataset, (setting.dataset,))
     return [
         figure
-        for dataset in datasets
-        for method, ratio, channels, figure in _published_table().get(dataset, ())
-        if method == name and abs(ratio - setting.ratio) < 1e-6 and channels == setting.channels
+        for method, ratio, figure in printed_figures(setting.dataset, setting.channels)
+        if method == name and abs(ratio - setting.ratio) < 1e-6
     ]
 
 
@@ -243,6 +253,16 @@ def published_method(method: str) -> str | None:
     stem = Path(split_settings(method)[0]).stem
     names = [name for name in PUBLISHED_METHODS if stem == name or stem.startswith((f"{name}_", f"{name}-"))]
     return PUBLISHED_METHODS[max(names, key=len)] if names else None
+
+
+def printed_figures(dataset: str, channels: str) -> list[tuple[str, float, Published]]:
+    """Everything that papers report on a set: their name of the method, the ratio and the figure."""
+    return [
+        (method, ratio, figure)
+        for name in PUBLISHED_DATASETS.get(dataset, (dataset,))
+        for method, ratio, kind, figure in _published_table().get(name, ())
+        if kind == channels
+    ]
 
 
 @cache

@@ -24,8 +24,8 @@ MARK = 'content="cs-models leaderboard"'
 READING = """\
 Small figures are 95 % bootstrap intervals of the mean over images. They say how much it depends on the choice of the
 images, which differ much in difficulty; the difference of two methods on the same images is known better than that.
-Bold is the best of a column among the lines that are shown. Tables of different operators were measured differently.
-A click on a method shows the rest: cost at each ratio, sources of printed figures, and images."""
+Bold is the best of a column among the lines that are shown and have all images. Tables of different operators were
+measured differently. A click on a method shows the rest: cost at each ratio, sources of printed figures, and images."""
 COST = """\
 MACs are multiply-adds of a network for one image of the set. Seconds are those of one image on the device that is
 named, with whatever else it was doing; a range is over the ratios."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +16,9 @@ from cs_models.evaluation.report.statistics import confidence_interval
 from cs_models.evaluation.report.summary import (
     Published,
     Setting,
-    Summary,
     by_setting,
     means_by,
+    named,
     printed_figures,
     published_figures,
     summary_of,
@@ -28,7 +26,6 @@ from cs_models.evaluation.report.summary import (
 )
 from cs_models.evaluation.results import Row
 from cs_models.operator_names import OPERATORS
-from cs_models.zoo.methods import CHECKPOINT_SUFFIXES
 
 # Papers report means over whole sets; beside a part of one their figures say nothing.
 WHOLE_SETS = {"Set11": 11, "CBSD68": 68, "Urban100": 100, "Urban100-256": 100, "DIV2K": 100, "DIV2K-256": 100}
@@ -246,30 +243,6 @@ def _estimate(rows: Sequence[Row], score: str) -> Estimate:
     """Of several draws of the operator each image's mean counts, so that the interval is one over images."""
     values = np.array(list(means_by(rows, "image", score).values()))
     return Estimate(float(values.mean()), *confidence_interval(values))
-
-
-def named(summaries: Mapping[Setting, Summary]) -> list[tuple[str, list[Setting]]]:
-    """The lines of a table, each one method at several ratios: what it is called, and its settings.
-
-    Checkpoints for one ratio each, ``net_10.safetensors`` and ``net_30.safetensors``, are one line if they agree in
-    everything else; those that share a ratio are told apart by their paths.
-    """
-    alike: dict[tuple[str, ...], list[Setting]] = defaultdict(list)
-    for setting, summary in summaries.items():
-        alike[_short(setting.method), summary.provenance, setting.precision, setting.schedule].append(setting)
-    lines = []
-    for (name, *_), settings in alike.items():
-        if len({setting.ratio for setting in settings}) == len(settings):
-            lines.append((name, settings))
-            continue
-        methods = dict.fromkeys(setting.method for setting in settings)
-        lines += [(method, [setting for setting in settings if setting.method == method]) for method in methods]
-    return lines
-
-
-def _short(method: str) -> str:
-    """A checkpoint's file name without its ratio; any other method as it is."""
-    return re.sub(r"_\d+$", "", Path(method).stem) if method.endswith(CHECKPOINT_SUFFIXES) else method
 
 
 def operator_in_words(operator: str) -> str:

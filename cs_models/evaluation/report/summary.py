@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cs_models.evaluation.results import Row, to_text, write_table
-from cs_models.zoo.methods import split_settings
+from cs_models.zoo.methods import CHECKPOINT_SUFFIXES, split_settings
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 
@@ -147,6 +148,30 @@ def variant(item: Row | Summary) -> str:
 def label(item: Row | Summary) -> str:
     """A method's name in figures: its variant, with the operator where it is not 33x33 blocks."""
     return variant(item) if item.operator == "block:33" else f"{variant(item)} [{item.operator}]"
+
+
+def named(summaries: Mapping[Setting, Summary]) -> list[tuple[str, list[Setting]]]:
+    """The lines of one operator's table, each a method at several ratios: what it is called, and its settings.
+
+    Checkpoints for one ratio each, ``net_10.safetensors`` and ``net_30.safetensors``, are one line if they agree in
+    everything else; those that share a ratio are told apart by their paths.
+    """
+    alike: dict[tuple[str, ...], list[Setting]] = defaultdict(list)
+    for setting, summary in summaries.items():
+        alike[_short(setting.method), summary.provenance, setting.precision, setting.schedule].append(setting)
+    lines = []
+    for (name, *_), settings in alike.items():
+        if len({setting.ratio for setting in settings}) == len(settings):
+            lines.append((name, settings))
+            continue
+        methods = dict.fromkeys(setting.method for setting in settings)
+        lines += [(method, [setting for setting in settings if setting.method == method]) for method in methods]
+    return lines
+
+
+def _short(method: str) -> str:
+    """A checkpoint's file name without its ratio; any other method as it is."""
+    return re.sub(r"_\d+$", "", Path(method).stem) if method.endswith(CHECKPOINT_SUFFIXES) else method
 
 
 def setting_of(row: Row) -> Setting:

@@ -241,25 +241,26 @@
     element.querySelector(".score").textContent = `${SCORES[now.score].title}, by CS ratio`;
     const sorted = order(table, sorting, now.score);
     const visible = sorted.filter((item) => isShown(item.line, now));
-    const best = table.ratios.map((ratio) => leading(visible, ratio, now.score));
+    const best = table.ratios.map((ratio) => leading(visible, table, ratio, now.score));
     for (const item of sorted) {
       item.row.hidden = !visible.includes(item);
       item.row.parentNode.append(item.row);
-      table.ratios.forEach((ratio, index) => fill(item.cells[index], cellOf(item.line, ratio), now, best[index]));
+      table.ratios.forEach((ratio, index) =>
+        fill(item.cells[index], cellOf(item.line, ratio), now, best[index], table.images[1]),
+      );
       if (item.button) drawDetails(table, item, now.open === item.id && !item.row.hidden);
     }
     return visible.length;
   }
   const isShown = (line, now) =>
     !now.hidden.has(originOf(line)) && [line.name, ...(line.methods ?? [])].join(" ").toLowerCase().includes(now.find);
-  function leading(items, ratio, score) {
-    const values = items
-      .filter(({ line }) => !("source" in line))
-      .map(({ line }) => scoreOf(cellOf(line, ratio), score));
-    const known = values.filter((value) => !Number.isNaN(value));
+  // The best of a column as it is shown; means over a part of the images do not count.
+  function leading(items, table, ratio, score) {
+    const cells = items.map(({ line }) => cellOf(line, ratio)).filter((cell) => cell?.images === table.images[1]);
+    const known = cells.map((cell) => scoreOf(cell, score)).filter((value) => !Number.isNaN(value));
     return known.length > 1 ? fixed(Math.max(...known), SCORES[score].digits) : null;
   }
-  function fill(element, cell, now, best) {
+  function fill(element, cell, now, best, images) {
     element.replaceChildren();
     if (!cell) return;
     const { digits, interval: fewer } = SCORES[now.score];
@@ -268,6 +269,7 @@
     if (!Array.isArray(cell[now.score])) return;
     const spread = interval(cell[now.score], fewer);
     if (spread) element.append(make("small", {}, make("span", { class: "unseen" }, "95 % interval "), spread));
+    if (cell.images < images) element.append(make("small", {}, `${cell.images} of ${images} images`));
     const printed = cell.printed.find((figure) => figure[now.score] !== null);
     if (printed && !now.hidden.has("printed"))
       element.append(make("small", { class: "printed" }, `printed ${fixed(printed[now.score], digits)}`));

@@ -107,6 +107,7 @@
   const scoreOf = (cell, score) => number(Array.isArray(cell?.[score]) ? cell[score][0] : cell?.[score]);
   const heads = new Map(); // of each table: its sortable header cells by key
   const lines = new Map(); // of each table: its lines with their elements
+  const sections = new Map(); // of each table: its element
 
   // A table
   function section(table, index) {
@@ -130,13 +131,7 @@
     );
     const about = [images(table), table.about].filter(Boolean).join("; ");
     const region = make("div", { class: "scroll", role: "region", tabindex: 0, "aria-labelledby": title }, grid);
-    return make(
-      "section",
-      { "data-set": table.problem, "data-key": table.key },
-      name,
-      make("p", { class: "about" }, about),
-      region,
-    );
+    return make("section", { "data-key": table.key }, name, make("p", { class: "about" }, about), region);
   }
   function images(table) {
     const [low, high] = table.images;
@@ -221,8 +216,7 @@
   function draw() {
     const now = view();
     let [shown, total] = [0, 0];
-    for (const element of document.querySelectorAll("main section")) {
-      const table = board.tables.find((one) => one.key === element.dataset.key);
+    for (const [table, element] of sections) {
       const visible = drawTable(table, element, now);
       element.hidden = !visible || (now.set !== "" && now.set !== table.problem);
       total += lines.get(table).length;
@@ -443,7 +437,8 @@
 
   buildControls();
   document.getElementById("controls").addEventListener("submit", (event) => event.preventDefault());
-  document.getElementById("tables").append(...board.tables.map(section));
+  for (const [index, table] of board.tables.entries()) sections.set(table, section(table, index));
+  document.getElementById("tables").append(...sections.values());
   document
     .getElementById("notes")
     .append(make("h2", {}, "How to read it"), ...board.notes.map((note) => make("p", {}, note)));

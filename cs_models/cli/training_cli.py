@@ -50,6 +50,8 @@ def run(words: Sequence[str] | None) -> LightningCLI:
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
     # One image at a time is validated, read from disk; more processes would not help.
     warnings.filterwarnings("ignore", r".*does not have many workers")
+    # The data module counts the batches that it delivered, and goes on after them.
+    warnings.filterwarnings("ignore", r"You're resuming from a checkpoint that ended before the epoch ended")
     set_loader("yaml", _load_renamed, exceptions=(yaml.YAMLError,))
     return TrainCLI(
         LightningTraining,

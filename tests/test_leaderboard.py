@@ -153,66 +153,60 @@ onmessage = ({ data }) => { logs.push(data); document.querySelector("pre").textC
 <iframe src="site/index.html#[view]" width="400" height="900"></iframe>"""
 
 
-@pytest.fixture(scope="module")
-def visits(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """What a browser saw at 1280 and at 400 pixels of a page with five lines, one of them hostile."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip("needs Chromium or Chrome")
-    folder = tmp_path_factory.mktemp("leaderboard")
+SEEN = {
+    "fits": True,  # the page itself does not scroll sideways
+    "shared": ["ascending", True],  # the address says what is shown
+    "score": False,
+    # What has no value comes last, in both directions.
+    "descending": [["tv", "omp", "ista_net_pp", HOSTILE], "descending", "none"],
+    "ascending": [["ista_net_pp", "omp", "tv", HOSTILE], "ascending"],
+    "names": [HOSTILE, "ista_net_pp", "omp", "tv"],
+    "bold": ["29.00", "34.00"],  # and not the 31 dB of three images
+    "beside": ["printed 28.34"],
+    "found": [["tv"], True, True],
+    "filtered": [[HOSTILE, "ista_net_pp"], True],
+    "unprinted": [True, 0],
+    "open": "true",
+    "pictures": [
+        ["image0, the original", 30, 20],
+        ["image0, reconstructed by tv at ratio 0.1", 30, 20],
+        ["error of tv on image0, four times enlarged", 30, 20],
+        ["", 30, 20],
+    ],
+    "closed": ["false", 0],
+    "without": True,
+    "foreign": 3,  # the page's data, its script, and the visitor's
+    "heads": True,  # every header cell says what it heads
+    "nameless": 0,
+}
+
+
+def visited(folder: Path) -> Path:
+    """A site of five lines, one of them hostile, whose page tells the frame around it what a visitor sees."""
     rows = rows_of("tv", 24, 11) + rows_of("tv", 29, 11, ratio=0.3) + rows_of("omp", 22, 11)
     rows += rows_of("omp", 20, 11, ratio=0.3) + rows_of(HOSTILE, 30, 3, ratio=0.3, provenance="own code")
     rows += rows_of("ista_net_pp", 15, 11, provenance="released", parameters=760_220)
     results = folder_of(folder / "results", rows)
     later = folder_of(folder / "later", rows_of("omp", 21, operator="column"))
-    for row in rows[:1]:
-        Pictures.of_row(results, row).write(torch.rand(1, 20, 30), torch.rand(1, 20, 30))
+    Pictures.of_row(results, rows[0]).write(torch.rand(1, 20, 30), torch.rand(1, 20, 30))
     page = write_site([results, later], folder / "site")
     visit = f"<script>{VISIT.read_text(encoding='utf-8')}</script></body>"
     page.write_text(page.read_text(encoding="utf-8").replace("</body>", visit), encoding="utf-8")
-    view = "score=ssim&sort.Set11_block_33=0.3,ascending"
-    (folder / "frames.html").write_text(FRAMES.replace("[view]", view), encoding="utf-8")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    frames = folder / "frames.html"
+    frames.write_text(FRAMES.replace("[view]", "score=ssim&sort.Set11_block_33=0.3,ascending"), encoding="utf-8")
+    return frames
+
+
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    """It sorts, filters, opens lines and shows pictures; what is text stays text."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("needs Chromium or Chrome")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     options += ["--window-size=1800,1000", "--virtual-time-budget=5000", "--dump-dom"]
-    address = (folder / "frames.html").as_uri()
+    address = visited(tmp_path).as_uri()
     done = subprocess.run([browser, *options, address], capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r"<pre>(.+?)</pre>", done.stdout, re.DOTALL)
     assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    return {log["width"]: log for log in json.loads(html.unescape(found[1]))}
-
-
-@pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_sorts_filters_and_shows_pictures(visits: dict[int, dict[str, Any]], width: int) -> None:
-    log = visits[width]
-    assert "error" not in log
-    assert log["overflow"] <= 0, "the page itself does not scroll sideways"
-    assert log["shared"][1:] == ["ascending", True], "the address says what is shown"
-    assert not log["score"]
-    # What has no value comes last, in both directions.
-    assert log["descending"] == [["tv", "omp", "ista_net_pp", HOSTILE], "descending", "none"]
-    assert log["ascending"] == [["ista_net_pp", "omp", "tv", HOSTILE], "ascending"]
-    assert log["names"] == [HOSTILE, "ista_net_pp", "omp", "tv"]
-    assert log["bold"] == ["29.00", "34.00"], "but not the 31 dB of three images"
-    assert log["beside"] == ["printed 28.34"]
-    assert log["found"][0] == ["tv"]
-    assert re.fullmatch(r"\d+ of \d+ lines", log["found"][1])
-    assert log["found"][2], "a table without a line is not shown"
-    assert log["filtered"] == [[HOSTILE, "ista_net_pp"], True]
-    assert log["unprinted"] == [True, 0]
-
-
-@pytest.mark.parametrize("width", [1280, 400])
-def test_a_line_opens_and_text_stays_text(visits: dict[int, dict[str, Any]], width: int) -> None:
-    log = visits[width]
-    assert log["open"] == "true"
-    assert log["closed"] == ["false", 0]
-    assert log["pictures"] == [
-        ["image0, the original", 30, 20],
-        ["image0, reconstructed by tv at ratio 0.1", 30, 20],
-        ["error of tv on image0, four times enlarged", 30, 20],
-        ["", 30, 20],
-    ]
-    assert log["without"]
-    assert log["foreign"] == 3, "the page's data, its script, and the visitor's"
-    assert log["heads"], "every header cell says what it heads"
-    assert log["nameless"] == 0
+    logs = {log.pop("width"): log for log in json.loads(html.unescape(found[1]))}
+    assert logs == {1280: SEEN, 400: SEEN}

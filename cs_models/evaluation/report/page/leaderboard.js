@@ -84,7 +84,7 @@
   function view() {
     const query = words();
     return {
-      score: query.get("score") in SCORES ? query.get("score") : "psnr_db",
+      score: Object.hasOwn(SCORES, query.get("score")) ? query.get("score") : "psnr_db",
       find: (query.get("find") ?? "").trim().toLowerCase(),
       set: query.get("set") ?? "",
       hidden: new Set(query.getAll("hide")),

@@ -20,6 +20,7 @@ from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.plan import weights_origin
 from cs_models.evaluation.report.board import Line, Table, board
 from cs_models.evaluation.results import COLUMNS, ResultsFile, Row, read_rows
+from tests.conftest import REPOSITORY
 
 ROW = Row(
     method="omp", dataset="Set11", image="a", ratio=0.1, seed=0, psnr_db=20.0, ssim=0.5, seconds=0.5, device="cpu",
@@ -139,6 +140,13 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
     assert (tmp_path / "index.html").read_text() == "my own page"
+
+
+def test_the_committed_results_are_complete_rows_of_known_origin() -> None:
+    rows = ResultsFile(REPOSITORY / "benchmarks/leaderboard").rows()
+    assert {row.dataset for row in rows} <= {"Set11", "CBSD68"}
+    assert {row.provenance for row in rows} == {"training-free", "trained", "released"}
+    assert not any(Path(row.method).is_absolute() for row in rows)
 
 
 # The page in a browser

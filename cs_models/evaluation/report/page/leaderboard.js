@@ -11,7 +11,7 @@
     "training-free": "training-free",
     released: "released weights",
     "fine-tuned": "released, trained further",
-    trained: "trained with cs-models",
+    trained: "trained here",
     "own code": "a user's own code",
     "": "origin not recorded",
     printed: "printed in a paper",

@@ -108,7 +108,8 @@ def test_what_is_measured_differently_is_not_averaged() -> None:
         ("ista_net_plus", "ISTA-Net+"),
         ("ista_net", None),
         ("runs/r_coast_small.safetensors", "R-COAST"),
-        ("clomp:released=true", "CLOMP"),
+        ("clomp:recipe=released", "CLOMP"),
+        ("clomp_warm", None),
         ("coaster", None),
     ],
 )

@@ -24,7 +24,7 @@ TYPES = {name: kind for part in PARTS.values() for name, kind in get_type_hints(
 EXAMPLES = """\
 examples:
   python eval.py --methods linear,omp,iht --datasets bundled --ratios 0.1,0.3 --out results/first
-  python eval.py --methods ista_net_pp,clomp:released=true --datasets Set11 --ratios 0.1 --data_dir ~/data
+  python eval.py --methods ista_net_pp,clomp:recipe=released --datasets Set11 --ratios 0.1 --data_dir ~/data
   python eval.py --config configs/eval/NAME.yaml --limit 2
 """
 

@@ -73,7 +73,7 @@ class Comparison:
     methods: Words = field(
         default=Words(),
         metadata=_help(
-            "names, as omp or clomp:released=true; zoo (all trained networks); checkpoints' paths; or your own network "
+            "names, as omp or tv:weight=0.003; zoo (all trained networks); checkpoints' paths; or your own network "
             "or solver, as module:my_file.py:NAME, which runs that file (docs/own_networks.md)",
             "M1,M2",
         ),

@@ -60,7 +60,16 @@ METHODS: dict[str, Method] = {
         Method("cosamp", "cs_models.solvers.subspace_pursuit:CoSaMP", "compressive sampling matching pursuit"),
         Method("iht", "cs_models.solvers.iht:IHT", "iterative hard thresholding"),
         Method("niht", "cs_models.solvers.iht:NIHT", "normalised iterative hard thresholding"),
-        Method("clomp", "cs_models.solvers.clomp:CLOMP", "coefficients learning with TV and local variance priors"),
+        Method(
+            "clomp",
+            "cs_models.solvers.clomp:CLOMP",
+            "coefficients learning with OMP's selection, TV and local variation, as its paper has it",
+        ),
+        Method(
+            "clomp_warm",
+            "cs_models.solvers.clomp:WarmCLOMP",
+            "coefficients learning from a smooth image with local variation alone",
+        ),
         Method("ista", "cs_models.solvers.ista:ISTA", "proximal gradient descent on the l1 problem in a 2-D DCT"),
         Method("fista", "cs_models.solvers.ista:FISTA", "ISTA with momentum and restarts"),
         Method("lasso", "cs_models.solvers.ista:LASSO", "the l1 problem on the scale 0..255 with weight 5, by FISTA"),

@@ -1,0 +1,111 @@
+"""The two branches of coefficients learning: what holds the parameters, and how much of each coefficient counts.
+
+Tang et al., "Training-free Ultra Small Model for Universal Sparse Reconstruction in Compressed Sensing", 2025
+(arXiv:2501.11592); `cs_models.solvers.clomp` trains them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from cs_models.solvers.sparse_problem import SparseProblem, largest_mask
+
+
+class CoefficientParameters(nn.Module):
+    """The paper's structure 1, and CLOMP's: the coefficients are the parameters."""
+
+    def __init__(self, s: Tensor) -> None:
+        super().__init__()
+        self.s = nn.Parameter(s)
+
+    def forward(self) -> Tensor:
+        return self.s
+
+
+class CoefficientNetwork(nn.Module):
+    """The paper's structure 2: a small network from the measurements of a signal to its coefficients.
+
+    Every plane of the batch has a network of its own, which its signals share; all start from the same weights.
+    """
+
+    def __init__(self, problem: SparseProblem, neurons: int, generator: torch.Generator) -> None:
+        super().__init__()
+        y = torch.view_as_real(problem.y).flatten(-2) if problem.y.is_complex() else problem.y
+        self._y = rearrange(y, "(p l) m -> p l m", p=problem.planes)
+        inputs, outputs = y.shape[1], problem.n
+
+        def uniform(fan_in: int, rows: int, columns: int) -> nn.Parameter:
+            values = torch.empty(1, rows, columns).uniform_(-1, 1, generator=generator) / math.sqrt(fan_in)
+            return nn.Parameter(values.to(y).repeat(problem.planes, 1, 1))
+
+        self.weight_1, self.bias_1 = uniform(inputs, inputs, neurons), uniform(inputs, 1, neurons)
+        self.weight_2, self.bias_2 = uniform(neurons, neurons, outputs), uniform(neurons, 1, outputs)
+
+    def forward(self) -> Tensor:
+        hidden = torch.relu(torch.baddbmm(self.bias_1, self._y, self.weight_1))
+        return rearrange(torch.baddbmm(self.bias_2, hidden, self.weight_2), "p l n -> (p l) n")
+
+
+Injection = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Residual-injection branch: from ``A^T r``, s and the last weight (0 at first), all ``(P, n)``, to the new weight."""
+
+
+def no_injection(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
+    """All coefficients count."""
+    return torch.ones_like(s)
+
+
+def omp_injection(threshold: float, mask: Literal["maximum", "softmax"]) -> Injection:
+    """OMP's selection: coefficients whose correlation with the residual is near the largest are in from then on.
+
+    Args:
+        threshold: of the correlation, or with "softmax" of its softmax, as a share of the largest.
+        mask: "maximum" or "softmax".
+    """
+
+    def weight(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
+        strength = correlation.abs()
+        largest = strength.amax(1, keepdim=True)
+        bound = threshold * largest if mask == "maximum" else largest + math.log(threshold)
+        # A signal without residual selects nothing.
+        chosen = strength > bound.clamp_min(1e-6)
+        return torch.maximum(previous, chosen.to(previous.dtype))
+
+    return weight
+
+
+def iht_injection(count: int) -> Injection:
+    """IHT's selection: the `count` coefficients that are largest after a gradient step."""
+
+    def weight(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
+        return largest_mask(s + correlation, count).to(s.dtype)
+
+    return weight
+
+
+def ista_injection(threshold: float) -> Injection:
+    """ISTA's shrinkage as a factor, ``1 - t / |u|`` (at least 0) of ``u = s + A^T r`` with t a share of the largest."""
+
+    def weight(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
+        magnitude = (s + correlation).abs()
+        bound = threshold * magnitude.amax(1, keepdim=True)
+        return (1 - bound / magnitude.clamp_min(torch.finfo(s.dtype).tiny)).clamp_min(0)
+
+    return weight
+
+
+def irls_injection(threshold: float) -> Injection:
+    """IRLS's reweighting as a factor, ``u^2 / (u^2 + t^2)`` of ``u = s + A^T r`` with t a share of the largest."""
+
+    def weight(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
+        squared = (s + correlation).square()
+        bound = threshold**2 * squared.amax(1, keepdim=True)
+        return squared / (squared + bound).clamp_min(torch.finfo(s.dtype).tiny)
+
+    return weight

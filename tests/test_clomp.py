@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.operators import make_operator
-from cs_models.solvers.clomp import CLOMP, CoefficientsLearning, WarmCLOMP
+from cs_models.solvers.clomp import CLOMP, INJECTIONS, CoefficientsLearning, WarmCLOMP
 from cs_models.solvers.clomp_branches import omp_injection
 from cs_models.solvers.priors import Prior, differentiated, local_variation, total_variation
 from cs_models.solvers.tikhonov import smooth_image
@@ -99,18 +99,19 @@ def test_smooth_image_explains_the_measurements() -> None:
 
 
 @pytest.mark.parametrize(
-    ("structure", "injection"),
-    [(1, "none"), (1, "omp"), (1, "iht"), (1, "ista"), (1, "irls"), (2, "omp"), (2, "iht")],
+    "solver",
+    [
+        *(CLOMP(injection=injection) for injection in INJECTIONS),
+        *(CLOMP(injection=injection, structure=2, neurons=16) for injection in ("omp", "iht")),
+        *(CLOMP(injection=injection, form="iterates") for injection in ("omp", "iht", "ista", "irls")),
+        *(CLOMP(injection=injection, learned_weight=True) for injection in ("none", "omp")),
+    ],
+    ids=lambda solver: f"{solver.injection} {solver.structure} {solver.form} {solver.learned_weight}",
 )
-def test_branches_together_beat_the_pseudo_inverse(structure: int, injection: str) -> None:
+def test_branches_together_beat_the_pseudo_inverse(solver: CLOMP) -> None:
     x = photograph(32)
     operator = make_operator("column", 0.4, (32, 32))
     y = operator(x)
-    solver = CLOMP(
-        injection=injection,  # type: ignore[arg-type]
-        structure=structure,  # type: ignore[arg-type]
-        neurons=16,
-    )
     assert psnr(solver.reconstruct(y, operator), x) > psnr(operator.pinv(y), x) + 3
 
 

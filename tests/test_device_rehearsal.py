@@ -41,6 +41,7 @@ WAITS: dict[str, tuple[set[str], str]] = {
     "solvers/convex.py:has_orthonormal_rows": ({"read"}, "chooses the algorithm, once a call"),
     "solvers/convex.py:operator_norm_squared": ({"read"}, "the step length, once a call"),
     "solvers/iht.py:*": ({"read"}, "the stopping rule, and the trials of a step length"),
+    "solvers/irls.py:*": ({"read"}, "settled signals leave the batch"),
     "solvers/linear.py:LinearEstimate._markov_estimate": ({"from host"}, "a spectrum, once a call"),
     "solvers/omp.py:*": ({"read"}, "signals have supports of different sizes"),
     "solvers/owlqn.py:line_search": ({"read"}, "ends with the last image whose step is short enough"),

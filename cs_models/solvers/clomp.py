@@ -31,7 +31,11 @@ from cs_models.solvers.base import IterativeSolver
 from cs_models.solvers.clomp_branches import (
     CoefficientNetwork,
     CoefficientParameters,
+    DataTerm,
     Injection,
+    IterateTerm,
+    MeasurementTerm,
+    WeightedCoefficients,
     iht_injection,
     irls_injection,
     ista_injection,
@@ -155,11 +159,11 @@ class CoefficientsLearning(IterativeSolver):
         unit = problem.scale if recipe.rescale else 1.0
         data = problem.y / unit
         branch = self._s_forward(problem, recipe, unit, y, operator)
-        inject = self._residual_injection(problem, recipe)
+        data_term = self._data_term(problem, data, self._residual_injection(problem, recipe))
         optimizer = torch.optim.Adam(branch.parameters(), lr=recipe.learning_rate, fused=True)
 
         planes, signals = problem.planes, len(data) // problem.planes
-        finished, weight, correlation = problem.zeros(), problem.zeros(), problem.adjoint(data)
+        finished = problem.zeros()
         # Measurements that are all zero say that the image is, unless the user's own prior knows better.
         active = (reduce(data.abs(), "(p l) m -> p", "max", p=planes) > 0) | (self.prior is not None)
         epochs = torch.zeros(planes, dtype=torch.long, device=y.device)
@@ -173,14 +177,10 @@ class CoefficientsLearning(IterativeSolver):
                 s = branch_output.detach()
                 epochs += active
 
-                weight = inject(correlation, s, weight)
-                residual = data - problem.forward(s * weight)
-                # The correlation serves twice: for the gradient, and for the injection of the next epoch.
-                correlation = problem.adjoint(residual)
+                data_loss, gradient = data_term(s)
                 prior_loss, image_gradient = self._priors(problem.image(s) * unit, recipe, epoch)
-                gradient = problem.image_adjoint(image_gradient) * unit
-                gradient.addcmul_(correlation, weight, value=-2 / (signals * problem.m))
-                losses.append(reduce(residual.abs().square(), "(p l) m -> p", "mean", p=planes) + prior_loss.flatten())
+                gradient.add_(problem.image_adjoint(image_gradient), alpha=unit)
+                losses.append(data_loss + prior_loss.flatten())
 
                 settled = active & self._settled(losses, recipe)
                 if bool(settled.any()):
@@ -220,6 +220,9 @@ class CoefficientsLearning(IterativeSolver):
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
+
+    def _data_term(self, problem: SparseProblem, data: Tensor, inject: Injection) -> DataTerm:
+        return MeasurementTerm(problem, data, inject)
 
     def _residual_injection(self, problem: SparseProblem, recipe: Recipe) -> Injection:
         if recipe.injection == "omp":
@@ -268,17 +271,24 @@ class CLOMP(CoefficientsLearning):
         structure: s-forward branch of the paper; 1: the coefficients are the parameters; 2: a small network from y,
             which starts random.
         neurons: hidden neurons of structure 2.
+        learned_weight: the coefficients of structure 1 are products of two factors, both learned: the paper's W.
+        form: what is compared, "measurements", y with ``A (weight * s)``; or "iterates", s with what a classic method
+            makes of it (`IterateTerm`).
     """
 
     recipe: Literal["corrected", "released"] = "corrected"
     structure: Literal[1, 2] = 1
     neurons: int = 128
+    learned_weight: bool = False
+    form: Literal["measurements", "iterates"] = "measurements"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.recipe in ("corrected", "released"), "recipe", "corrected or released")
         self._require(self.structure in (1, 2), "structure", "1 or 2")
         self._require(1 <= self.neurons <= 2**16, "neurons", "1 to 65,536")
+        self._require(not self.learned_weight or self.structure == 1, "structure", "1 with learned_weight")
+        self._require(self.form in ("measurements", "iterates"), "form", "measurements or iterates")
 
     def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
         return (y, operator) if self.recipe == "released" else super().prepared(y, operator)
@@ -295,7 +305,11 @@ class CLOMP(CoefficientsLearning):
     ) -> nn.Module:
         if self.structure == 2:
             return CoefficientNetwork(problem, self.neurons, self._generator())
-        return super()._s_forward(problem, recipe, unit, y, operator)
+        branch = super()._s_forward(problem, recipe, unit, y, operator)
+        return WeightedCoefficients(branch().detach()) if self.learned_weight else branch
+
+    def _data_term(self, problem: SparseProblem, data: Tensor, inject: Injection) -> DataTerm:
+        return (IterateTerm if self.form == "iterates" else MeasurementTerm)(problem, data, inject)
 
 
 @dataclass(kw_only=True)

@@ -7,14 +7,17 @@ Tang et al., "Training-free Ultra Small Model for Universal Sparse Reconstructio
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from cs_models.solvers.sparse_problem import SparseProblem, largest_mask
+
+WEIGHT_SPEED = 0.05
 
 
 class CoefficientParameters(nn.Module):
@@ -26,6 +29,21 @@ class CoefficientParameters(nn.Module):
 
     def forward(self) -> Tensor:
         return self.s
+
+
+class WeightedCoefficients(nn.Module):
+    """The paper's learnable W: coefficients and their weights are learned, and their product is what they give.
+
+    W starts at 1 and is learned `WEIGHT_SPEED` times as fast as the coefficients, which are much larger.
+    """
+
+    def __init__(self, s: Tensor) -> None:
+        super().__init__()
+        self.s = nn.Parameter(s)
+        self.change = nn.Parameter(torch.zeros_like(s))
+
+    def forward(self) -> Tensor:
+        return self.s * (1 + WEIGHT_SPEED * self.change)
 
 
 class CoefficientNetwork(nn.Module):
@@ -109,3 +127,61 @@ def irls_injection(threshold: float) -> Injection:
         return squared / (squared + bound).clamp_min(torch.finfo(s.dtype).tiny)
 
     return weight
+
+
+class DataTerm(ABC):
+    """How the two branches meet: the loss of every plane, and its gradient.
+
+    Attributes:
+        problem: what was measured, and of what.
+        data: measurements ``(P, m)`` in the units of the coefficients.
+        inject: residual-injection branch.
+    """
+
+    def __init__(self, problem: SparseProblem, data: Tensor, inject: Injection) -> None:
+        self.problem = problem
+        self.data = data
+        self.inject = inject
+        self.weight = problem.zeros()
+
+    @abstractmethod
+    def __call__(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of every plane, ``(N C,)``, and the gradient of their sum, ``(P, n)``, for coefficients ``(P, n)``."""
+
+    def _plane_means(self, values: Tensor) -> Tensor:
+        return reduce(values.abs().square(), "(p l) m -> p", "mean", p=self.problem.planes)
+
+
+class MeasurementTerm(DataTerm):
+    """``mean((y - A (weight * s))^2)``; the weight comes from the residual of the epoch before."""
+
+    def __init__(self, problem: SparseProblem, data: Tensor, inject: Injection) -> None:
+        super().__init__(problem, data, inject)
+        self._correlation = problem.adjoint(data)
+
+    def __call__(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        self.weight = self.inject(self._correlation, s, self.weight)
+        residual = self.data - self.problem.forward(s * self.weight)
+        # The correlation serves twice: for the gradient, and for the injection of the next epoch.
+        self._correlation = self.problem.adjoint(residual)
+        signals = len(self.data) // self.problem.planes
+        return self._plane_means(residual), self._correlation * self.weight * (-2 / (signals * self.problem.m))
+
+
+class IterateTerm(DataTerm):
+    """The paper's s' - s form: ``mean((s' - s)^2)`` with s' what a classic method makes of s.
+
+    ``s' = weight * (s + A^T (y - A s) / |A|^2)`` is a target, through which no gradient flows. Where the loss is 0, s
+    is a fixed point of the method: of IHT, ISTA, IRLS, or of gradient descent on OMP's support.
+    """
+
+    def __init__(self, problem: SparseProblem, data: Tensor, inject: Injection) -> None:
+        super().__init__(problem, data, inject)
+        self._step = 1 / problem.squared_norm()
+
+    def __call__(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        step = self._step * self.problem.adjoint(self.data - self.problem.forward(s))
+        self.weight = self.inject(step, s, self.weight)
+        change = self.weight * (s + step) - s
+        signals = len(self.data) // self.problem.planes
+        return self._plane_means(change), change * (-2 / (signals * self.problem.n))

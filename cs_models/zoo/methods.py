@@ -60,6 +60,7 @@ METHODS: dict[str, Method] = {
         Method("cosamp", "cs_models.solvers.subspace_pursuit:CoSaMP", "compressive sampling matching pursuit"),
         Method("iht", "cs_models.solvers.iht:IHT", "iterative hard thresholding"),
         Method("niht", "cs_models.solvers.iht:NIHT", "normalised iterative hard thresholding"),
+        Method("irls", "cs_models.solvers.irls:IRLS", "iteratively reweighted least squares"),
         Method(
             "clomp",
             "cs_models.solvers.clomp:CLOMP",

@@ -185,14 +185,16 @@ def evaluate(options: Options) -> None:
     rows = run(Plan(options))
     if rows:
         print(write_report(rows, options.output.out))
+    perceptual = {}
     if rows and (options.output.lpips or options.output.fid):
         from cs_models.evaluation.perceptual import add_perceptual
 
-        print(add_perceptual(rows, options.output.out, options.output.lpips, options.output.fid))
+        table, perceptual = add_perceptual(rows, options.output.out, options.output.lpips, options.output.fid)
+        print(table)
     if rows and options.output.wandb is not None:
         from cs_models.evaluation.report.wandb_log import log_comparison
 
-        log_comparison(rows, options)
+        log_comparison(rows, options, perceptual)
 
 
 def check_names(comparison: Comparison) -> None:

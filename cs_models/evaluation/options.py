@@ -73,8 +73,9 @@ class Comparison:
     methods: Words = field(
         default=Words(),
         metadata=_help(
-            "names, as omp or tv:weight=0.003; zoo (all trained networks); checkpoints' paths; or your own network "
-            "or solver, as module:my_file.py:NAME, which runs that file (docs/own_networks.md)",
+            "names, as omp or tv:weight=0.003; zoo (all trained networks); checkpoints' paths; weights at Weights & "
+            "Biases, as wandb:ENTITY/PROJECT/NAME:TAG; or your own network or solver, as module:my_file.py:NAME, which "
+            "runs that file (docs/own_networks.md)",
             "M1,M2",
         ),
     )
@@ -189,7 +190,22 @@ class Output:
         default=None, metadata=_help("score each set by FID too, with Inception's weights from this file", "FILE")
     )
     wandb: str | None = field(
-        default=None, metadata=_help("log the comparison to this Weights & Biases project", "PROJECT")
+        default=None, metadata=_help("log the comparison to this Weights & Biases project", "[ENTITY/]PROJECT")
+    )
+    wandb_name: str | None = field(
+        default=None, metadata=_help("name of its run (else that of the method); of several runs the beginning", "NAME")
+    )
+    wandb_group: str | None = field(
+        default=None, metadata=_help("group of its runs (else, of several runs, the results folder's name)", "GROUP")
+    )
+    wandb_tags: Words = field(default=Words(), metadata=_help("tags of its runs", "T1,T2"))
+    wandb_resume: Literal["allow", "must", "never"] = field(
+        default="allow",
+        metadata=_help(
+            "a rerun continues the runs of its results folder, and starts those that are not there (allow); must: only "
+            "continues; never: starts new ones",
+            "allow|must|never",
+        ),
     )
 
 
@@ -254,7 +270,16 @@ class Options:
                 raise UserError(f"--tile_memory {execution.tile_memory:g}: expected gigabytes above 0")
             if execution.tile is not None or execution.batch_size > 1:
                 raise UserError("--tile_memory chooses the tiles of one image: without --tile and --batch_size")
+        self._check_wandb()
         self._check_measurements()
+
+    def _check_wandb(self) -> None:
+        output = self.output
+        for name in ("wandb_name", "wandb_group", "wandb_tags"):
+            if getattr(output, name) and output.wandb is None:
+                raise UserError(f"--{name} is about runs of Weights & Biases; give --wandb PROJECT too")
+        if output.wandb is not None and not all(output.wandb.split("/", 1)):
+            raise UserError(f"--wandb '{output.wandb}': expected PROJECT or ENTITY/PROJECT")
 
     def _check_measurements(self) -> None:
         measuring = self.measuring

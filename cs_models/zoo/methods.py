@@ -16,6 +16,7 @@ from cs_models.files import is_file, shipped
 from cs_models.signatures import parameters
 from cs_models.zoo.own_code import OwnCode
 from cs_models.zoo.settings import check_settings, typed_settings
+from cs_models.zoo.wandb_weights import WEIGHTS, download
 
 if TYPE_CHECKING:
     from cs_models.reconstruction import Reconstructor
@@ -137,11 +138,15 @@ class MethodSpec:
 def parse_method(text: str) -> MethodSpec:
     """Read ``NAME``, ``NAME:key=value:key=value``, ``module:FILE.py:NAME:key=value`` or the path of a checkpoint.
 
+    Of ``wandb:ENTITY/PROJECT/NAME:TAG`` the checkpoint is fetched, unless it was before.
+
     Raises:
         UserError: for an unknown name, a missing file, an unknown setting, or settings that are not ``key=value``.
     """
     if text.startswith(OWN):
         return _parse_own(text)
+    if text.startswith(WEIGHTS):
+        return MethodSpec(text, str(download(text)))
     if text.endswith(CHECKPOINT_SUFFIXES):
         if not is_file(text):
             raise UserError(f"checkpoint not found: {text}")

@@ -117,6 +117,12 @@ class Measuring:
     )
     seed: int = field(default=0, metadata=_help("of the operator's random draw (0)", "S"))
     seeds: Integers = field(default=Integers(), metadata=_help("several draws; their spread is reported", "S1,S2"))
+    draw_per_image: bool = field(
+        default=False,
+        metadata=_help(
+            "a new order of the pixels for every image, drawn from the seed (structured and pixel sampling)"
+        ),
+    )
     noise: float = field(
         default=0.0, metadata=_help("standard deviation of noise on the measurements, for pixels in 0..255", "SIGMA")
     )
@@ -265,6 +271,8 @@ class Options:
             raise UserError("--devices and --batch_size are at least 1")
         if execution.overlap < 0 or (execution.tile is not None and execution.tile < 1):
             raise UserError("--tile is at least 1, and --overlap at least 0")
+        if measuring.draw_per_image and execution.batch_size > 1:
+            raise UserError("--draw_per_image measures every image differently, and --batch_size several alike")
         if execution.tile_memory is not None:
             if not 0 < execution.tile_memory < float("inf"):
                 raise UserError(f"--tile_memory {execution.tile_memory:g}: expected gigabytes above 0")
@@ -294,6 +302,7 @@ class Options:
             "--save_images": self.output.save_images,
             "--seeds": measuring.seeds,
             "--bits": measuring.bits,
+            "--draw_per_image": measuring.draw_per_image,
             "--devices": self.execution.devices > 1,
             "--batch_size": self.execution.batch_size > 1,
             "--limit": self.comparison.limit,

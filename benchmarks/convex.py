@@ -31,7 +31,7 @@ from torch import Tensor
 from cs_models.metrics import psnr
 from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator
 from cs_models.reconstruction import Reconstructor
-from cs_models.solvers.clomp import CLOMP
+from cs_models.solvers.clomp import CLOMP, WarmCLOMP
 from cs_models.solvers.ista import LASSO, WeightedL1
 from cs_models.solvers.owlqn import OWLQN
 from cs_models.solvers.tv import TotalVariation
@@ -169,7 +169,7 @@ def main() -> None:
         compare(f"{size}x{size} in colour, 10 % of the pixels; OWL-QN 20 iterations, the others 50", cases)
     if "tv" in arguments.what:
         size = 64 if arguments.quick else 256
-        solvers = {"CLOMP": CLOMP(), "TV": TotalVariation()}
+        solvers = {"CLOMP": CLOMP(), "warm CLOMP": WarmCLOMP(), "TV": TotalVariation()}
         cases = {name: partial(column_wise, solver, size, file) for name, solver in solvers.items()}
         compare(f"{size}x{size}, column-wise, ratio 0.3", cases)
 

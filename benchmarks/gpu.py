@@ -189,7 +189,7 @@ def solvers(options: argparse.Namespace) -> Iterator[Facts]:
     from scaling_n import run
 
     height, width = (32, 32) if options.toy else (2160, 3840)
-    for method in ("clomp", "iht", "omp"):
+    for method in ("clomp", "clomp_warm", "iht", "omp"):
         run(method, 32, 32, 0.3, options.device)  # for the warm-up
         if options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()

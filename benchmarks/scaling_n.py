@@ -19,12 +19,18 @@ from programs import peak_resident_bytes
 
 from cs_models.operators import ColumnOperator
 from cs_models.reconstruction import Reconstructor
-from cs_models.solvers.clomp import CLOMP
+from cs_models.solvers.clomp import CLOMP, WarmCLOMP
 from cs_models.solvers.iht import IHT
 from cs_models.solvers.omp import OMP
 from cs_models.solvers.stomp import StOMP
 
-METHODS: dict[str, type[Reconstructor]] = {"clomp": CLOMP, "omp": OMP, "stomp": StOMP, "iht": IHT}
+METHODS: dict[str, type[Reconstructor]] = {
+    "clomp": CLOMP,
+    "clomp_warm": WarmCLOMP,
+    "omp": OMP,
+    "stomp": StOMP,
+    "iht": IHT,
+}
 
 
 def run(method: str, height: int, width: int, ratio: float, device: str) -> tuple[float, float]:

@@ -24,7 +24,7 @@ TYPES = {name: kind for part in PARTS.values() for name, kind in get_type_hints(
 EXAMPLES = """\
 examples:
   python eval.py --methods linear,omp,iht --datasets bundled --ratios 0.1,0.3 --out results/first
-  python eval.py --methods ista_net_pp,clomp:released=true --datasets Set11 --ratios 0.1 --data_dir ~/data
+  python eval.py --methods ista_net_pp,clomp:recipe=released --datasets Set11 --ratios 0.1 --data_dir ~/data
   python eval.py --config configs/eval/NAME.yaml --limit 2
 """
 
@@ -185,14 +185,16 @@ def evaluate(options: Options) -> None:
     rows = run(Plan(options))
     if rows:
         print(write_report(rows, options.output.out))
+    perceptual = {}
     if rows and (options.output.lpips or options.output.fid):
         from cs_models.evaluation.perceptual import add_perceptual
 
-        print(add_perceptual(rows, options.output.out, options.output.lpips, options.output.fid))
+        table, perceptual = add_perceptual(rows, options.output.out, options.output.lpips, options.output.fid)
+        print(table)
     if rows and options.output.wandb is not None:
         from cs_models.evaluation.report.wandb_log import log_comparison
 
-        log_comparison(rows, options)
+        log_comparison(rows, options, perceptual)
 
 
 def check_names(comparison: Comparison) -> None:

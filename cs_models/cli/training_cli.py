@@ -48,6 +48,8 @@ def run(words: Sequence[str] | None) -> LightningCLI:
     warnings.filterwarnings("ignore", r"\s*Unable to serialize instance <object object")
     # The moving average of the weights is meant to be in eval mode.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+    # A step that float16's scaler skips for an overflow counts for the schedule like any other.
+    warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`")
     # One image at a time is validated, read from disk; more processes would not help.
     warnings.filterwarnings("ignore", r".*does not have many workers")
     # The data module counts the batches that it delivered, and goes on after them.

@@ -138,7 +138,7 @@ class _Worker:
         """Measure and reconstruct images of one size, and score them."""
         candidate, options = case.candidate, self.plan.options
         images = torch.stack([task.image for task in batch]).to(self.plan.device)
-        operator = self.plan.operator(case, images[0])
+        operator = batch[0].operator
         y = torch.cat([measure(operator, image, case.seed, options.measuring.bits) for image in images])
         candidate.prepare(y[:1], operator)  # before operations are counted, and time
         key = (candidate, images.shape[1:])
@@ -170,7 +170,7 @@ class _Worker:
                 seed=case.seed,
                 seconds=seconds / len(batch),
                 device=_device_name(self.plan.device),
-                operator=operator_label(operator),
+                operator=operator_label(operator) + (", drawn per image" if options.measuring.draw_per_image else ""),
                 run_key=task.run_key,
                 iterations=None if solution.iterations is None else int(solution.iterations[index]),
                 residual=None if solution.residual is None else float(solution.residual[index]),

@@ -29,6 +29,7 @@ from cs_models.operators import (
     names_file,
     split_kind,
 )
+from cs_models.operators.bank import mix
 from cs_models.precision import EMULATED_BF16, computes_bf16, usual_precision
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.module import ReconstructionModule
@@ -153,12 +154,14 @@ class Task:
     Attributes:
         name: of the image.
         image: ``(C, H, W)`` in [0, 1].
+        operator: what it is measured with.
         run_key: short hash of everything that determines the result.
         pictures: where original and reconstruction go as pictures; None where none were asked for.
     """
 
     name: str
     image: Tensor
+    operator: MeasurementOperator
     run_key: str
     pictures: Pictures | None
 
@@ -227,8 +230,11 @@ class Plan:
         if case.images.channels != "signal" and min(image.shape[-2:]) < SMALLEST_SIDE:
             size = f"{image.shape[-2]}x{image.shape[-1]}"
             raise UserError(f"image '{name}' of {case.images.set_name} is {size}; SSIM needs at least 7x7 pixels")
+        operator = self.operator(case, image)
+        if self.options.measuring.draw_per_image:
+            operator = operator.permuted(mix(case.seed, index) % 2**32)
         facts = case.candidate.facts | {
-            "operator": self.operator(case, image).spec,
+            "operator": operator.spec,
             "noise": self.options.measuring.noise,
             "bits": self.options.measuring.bits,
             # Part of the noise even where the operator has no seed, such as a matrix from a file.
@@ -247,7 +253,7 @@ class Plan:
                 case.candidate.spec.text,
                 run_key,
             )
-        return Task(name, image, run_key, pictures)
+        return Task(name, image, operator, run_key, pictures)
 
     @property
     def _all_pictures(self) -> bool:
@@ -289,6 +295,11 @@ class Plan:
             )
         operator = self.operator(case, image)
         self._check_ratio(operator)
+        if self.options.measuring.draw_per_image and operator.permuted(0) is operator:
+            raise UserError(
+                f"--draw_per_image draws the order of the pixels, and {operator_label(operator)} sampling of method "
+                f"'{case.candidate.spec.text}' has none; measure with structured or pixel"
+            )
         if case.images.channels == "signal" and not isinstance(operator, ColumnOperator | PixelOperator):
             raise UserError(
                 f"--operator {self.options.measuring.operator} is for images; {case.images.set_name} holds signals of "

@@ -130,6 +130,13 @@ class MeasurementOperator(nn.Module, ABC):
         noise = torch.randn(y.shape, generator=generator, dtype=y.dtype)
         return y + self.noise_sigma * noise.to(y.device, non_blocking=True)
 
+    def permuted(self, seed: int) -> MeasurementOperator:
+        """The same kind of sampling of another random choice or order of the pixels.
+
+        It is the operator itself where there is no such choice, as for blocks, or where it is the user's.
+        """
+        return self
+
     def with_noise(self, noise_sigma: float) -> Self:
         """The same operator, whose `measure` adds noise of another standard deviation."""
         other = copy.copy(self)

@@ -61,6 +61,12 @@ class PixelOperator(MeasurementOperator):
         other = PixelOperator((height, width), self.ratio, self.source["seed"], self.noise_sigma)
         return other.to(self.pixels.device)
 
+    def permuted(self, seed: int) -> PixelOperator:
+        """As many other pixels; a mask that was given stays."""
+        if "seed" not in self.source:
+            return self
+        return PixelOperator(self.image_size, self.ratio, seed, self.noise_sigma).to(self.pixels.device)
+
     @property
     def spec(self) -> dict[str, Any]:
         return {"kind": "pixel", "ratio": self.ratio, **self.source}

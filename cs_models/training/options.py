@@ -37,7 +37,9 @@ class Training:
             ones; the logarithm of a squared error is the PSNR but for its scale.
         compile: run the network's layers through torch.compile; the first steps take longer.
         non_finite: what to do if the loss of any process is not a finite number: "stop" with an error, or "skip" the
-            optimiser's step in all processes and count it.
+            optimiser's step in all processes and count it. "auto" skips under a gradient scaler (16-mixed), which is
+            made for an overflow now and then, and stops in all other precisions.
+        most_skips: so many skipped steps in a row stop the training.
         panel_images: how many validation images are shown to the logger.
         validation_ratios: CS ratios to validate at; None for those of `sampling`.
         start_from: a checkpoint of the same architecture whose weights training starts from.
@@ -54,7 +56,8 @@ class Training:
     ema_decay: float | None = None
     log_loss: bool = False
     compile: bool = False
-    non_finite: Literal["stop", "skip"] = "stop"
+    non_finite: Literal["auto", "stop", "skip"] = "auto"
+    most_skips: int = 100
     panel_images: int = 2
     validation_ratios: tuple[float, ...] | None = None
     start_from: str | None = None
@@ -65,6 +68,7 @@ class Training:
         check_range("training.step_every", self.step_every, 1, 2**31)
         check_range("training.step_factor", self.step_factor, 0, 1)
         check_range("training.weight_decay", self.weight_decay, 0, 1e6)
+        check_range("training.most_skips", self.most_skips, 1, 2**31)
         check_range("training.panel_images", self.panel_images, 0, 1000)
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay must be in [0, 1), or null for none, got {self.ema_decay}")

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.accelerators import Accelerator
+from pytorch_lightning.plugins import _PLUGIN_INPUT as Plugin
+from pytorch_lightning.plugins import Precision as PrecisionPlugin
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cs_models.precision import EMULATED_BF16, computes_bf16
@@ -20,7 +22,12 @@ class Trainer(pl.Trainer):
     """Lightning's `Trainer`, except for what "auto" means."""
 
     def __init__(
-        self, *, accelerator: str | Accelerator = "auto", precision: Precision | None = "auto", **kwargs: Any
+        self,
+        *,
+        accelerator: str | Accelerator = "auto",
+        precision: Precision | None = "auto",
+        plugins: Plugin | list[Plugin] | None = None,
+        **kwargs: Any,
     ) -> None:
         """
         Args:
@@ -28,13 +35,17 @@ class Trainer(pl.Trainer):
                 since it lacks the float64 that parts of the operators need.
             precision: "auto" takes bfloat16 where the device computes in it natively, float16 on older GPUs, float32
                 elsewhere. "16-mixed" means the same as "auto" on a CPU.
+            plugins: Lightning's; a precision among them takes the place of "auto".
             kwargs: everything else of Lightning's `Trainer`.
         """
         if accelerator == "auto":
             accelerator = "cuda" if torch.cuda.is_available() else "cpu"
         kind = accelerator if isinstance(accelerator, str) else accelerator.name()
         device = torch.device("cuda" if kind in ("cuda", "gpu") and torch.cuda.is_available() else "cpu")
-        super().__init__(accelerator=accelerator, precision=choose_precision(precision, device), **kwargs)
+        given = plugins if isinstance(plugins, list) else [plugins]
+        plugged = precision in (None, "auto") and any(isinstance(plugin, PrecisionPlugin) for plugin in given)
+        chosen = None if plugged else choose_precision(precision, device)
+        super().__init__(accelerator=accelerator, precision=chosen, plugins=plugins, **kwargs)
 
 
 def choose_precision(asked: Precision | None, device: torch.device) -> Chosen:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cs_models.evaluation.results import Row, to_text, write_table
-from cs_models.zoo.methods import CHECKPOINT_SUFFIXES, split_settings
+from cs_models.zoo.methods import CHECKPOINT_SUFFIXES, METHODS, split_settings
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 
@@ -276,6 +276,8 @@ def published_figures(setting: Setting) -> list[Published]:
 def published_method(method: str) -> str | None:
     """What papers call a method: by its name, or by the start of a checkpoint's file name."""
     stem = Path(split_settings(method)[0]).stem
+    if stem in METHODS:
+        return PUBLISHED_METHODS.get(stem)
     names = [name for name in PUBLISHED_METHODS if stem == name or stem.startswith((f"{name}_", f"{name}-"))]
     return PUBLISHED_METHODS[max(names, key=len)] if names else None
 

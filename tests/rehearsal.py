@@ -14,9 +14,9 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -38,20 +38,13 @@ from cs_models.training.lightning import LightningTraining
 from cs_models.training.module import ReconstructionModule
 from cs_models.transforms.dct import DCT, BlockDCT2d, DCT2d, OrthonormalTransform
 from cs_models.transforms.wavelets import Wavelet2d
-from cs_models.zoo.checkpoints import MODELS, model_class
+from cs_models.zoo.checkpoints import MODELS
 from cs_models.zoo.methods import METHODS, build_method
 from tests.rehearsed_device import DEVICE, NAME, Rehearsal, Remote, allow_tf32, register
+from tests.small_networks import SIZE, make_network, networks
 
-SIZE = 16, 12
 LARGE = 72, 24  # where cosine transforms are FFTs
-KINDS: tuple[Literal["block", "structured", "fourier"], ...] = ("block", "structured", "fourier")
-# Networks are built with fewer and smaller parts where they have these; another network runs as large as it is.
-SMALL: dict[str, Any] = {
-    "layers": 2, "features": 4, "blocks": 2, "steps": 2,
-    "unet": {"block_out_channels": (16, 16, 64, 256), "norm_num_groups": 4, "attention_head_dim": 4,
-             "cross_attention_dim": 8, "layers_per_block": 1},
-}  # fmt: skip
-# So do solvers with fewer iterations.
+# Solvers run with fewer iterations.
 SHORT = {"iterations": 4, "epochs": 4}
 TRANSFORMS: dict[str, OrthonormalTransform] = {
     "dct": DCT(), "dct2d": DCT2d(), "dct8": BlockDCT2d(8), "db4": Wavelet2d("db4", levels=2)
@@ -166,50 +159,6 @@ def every_case(model: str, only: str) -> Iterator[tuple[str, Case]]:
 # Networks
 
 
-def networks() -> Iterator[str]:
-    """Every network of the table, and again with each choice that its configuration offers."""
-    for name in MODELS:
-        yield name
-        config = model_class(name).config_class
-        hints, defaults = get_type_hints(config), config()
-        for field in fields(config):
-            default = getattr(defaults, field.name)
-            yield from (f"{name} {field.name}={value}" for value in _choices(hints[field.name]) if value != default)
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    if kind is bool:
-        return False, True
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    values = [value for part in get_args(kind) if get_origin(part) is Literal for value in get_args(part)]
-    return (*values, None) if values else ()
-
-
-def make_network(name: str) -> ReconstructionModule:
-    """The network of a name of `networks`, with the first kind of sampling that it accepts."""
-    model, _, choice = name.partition(" ")
-    cls = model_class(model)
-    known = {field.name for field in fields(cls.config_class)}
-    settings = {key: value for key, value in SMALL.items() if key in known}
-    if choice:
-        settings |= {"steps": 1} if "steps" in known else {}
-        field, _, text = choice.partition("=")
-        values = _choices(get_type_hints(cls.config_class)[field])
-        settings[field] = next(value for value in values if str(value) == text)
-    for kind in KINDS:
-        sampling = Sampling(ratios=(0.25,), kind=kind, block_size=8, seed=1)
-        try:
-            module = cls(cls.config_class(**settings), cls.training_class(sampling))  # type: ignore[call-arg]
-            module.check_operator(module.default_operator(0.25, SIZE))
-            break
-        except UserError:
-            if kind == KINDS[-1]:
-                raise
-    module.ema = ModelEmaV3(module.network, decay=0.9).requires_grad_(False)
-    return module
-
-
 def network_cases(name: str) -> Iterator[tuple[str, Case]]:
     try:
         whole = make_network(name)
@@ -221,6 +170,7 @@ def network_cases(name: str) -> Iterator[tuple[str, Case]]:
 
         yield f"network {name}", refused
         return
+    whole.ema = ModelEmaV3(whole.network, decay=0.9).requires_grad_(False)
     trained = Kept(lambda device: Network(copy.deepcopy(whole), device))
     yield f"network {name} training", lambda device: trained(device).training(False)
     if name in MODELS:

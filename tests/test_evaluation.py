@@ -361,7 +361,7 @@ def test_a_compiled_network_is_compiled_before_it_is_timed(
         return images(*args, **options)
 
     monkeypatch.setattr(ISTANetPPModule, "images", noted)
-    monkeypatch.setattr(ISTANetPPModule, "compile_layers", lambda module: None)
+    monkeypatch.setattr(ISTANetPPModule, "compile_layers", lambda module, mode: None)
     checkpoint = save_network(tmp_path / "net.safetensors")
     words = command(data, tmp_path / "out", "--compile", "--limit", "1", "--ratios", "0.3", methods=str(checkpoint))
     assert main(words) == 0

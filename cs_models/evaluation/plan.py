@@ -319,14 +319,14 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
         # What is not ours may compute where float32 is needed, so that bfloat16 is for the user to ask for.
         own = reconstructor.modules if isinstance(reconstructor, OwnMethod) else []
         for module in own if execution.compile else []:
-            module.compile()
+            module.compile(mode=execution.compile_mode)
         precision = "bf16" if own and execution.precision == "bf16" else "fp32"
         return Candidate(spec, ratio, reconstructor, precision, tiling=tiling)
     schedule = execution.iterations_per_layer
     if schedule:
         reconstructor.set_schedule(schedule)
     if execution.compile:
-        reconstructor.compile_layers()
+        reconstructor.compile_layers(execution.compile_mode)
     precision = usual_precision(device) if execution.precision == "auto" else execution.precision
     return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)), tiling)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -187,6 +189,34 @@ def test_two_processes_give_the_rows_of_one(data: Path, tmp_path: Path) -> None:
     for key, row in rows.items():
         assert (row["psnr_db"], row["ssim"]) == (expected[key]["psnr_db"], expected[key]["ssim"])
     assert (two / "report.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks the second process up under /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_processes_end_when_one_is_killed(rank: int, tmp_path: Path) -> None:
+    data, out = make_images(tmp_path / "data", ((40, 50),) * 60), tmp_path / "out"
+    words = command(data, out, "--devices", "2", methods="ista:iterations=600:tolerance=0")
+    first = subprocess.Popen([sys.executable, "eval.py", *words], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    path, deadline = out / "per_image.csv", time.monotonic() + 200
+    while not (path.exists() and all(f",tiny,{image}," in path.read_text() for image in (0, 1))):
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline, "no row of each appeared"
+        time.sleep(0.05)
+    os.kill((first.pid, child(first.pid))[rank], signal.SIGKILL)
+    printed = first.communicate(timeout=60)[1]  # ends when no process has the error stream any more
+    assert len(list(read_rows(path))) < 120
+    assert "Traceback" not in printed
+    assert ("first process of this run ended" in printed) == (rank == 0)
+
+
+def child(parent: int) -> int:
+    """The process that another one has started."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if path.read_text().rpartition(")")[2].split()[1] == str(parent):
+                return int(path.parent.name)
+    raise AssertionError(f"{parent} has no child")
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 from cs_models.cli.configs import renamed, with_configs_found
 from cs_models.cli.spelling import SUBCOMMANDS, check_spelling
 from cs_models.errors import LostProcessError, find_user_error, first_line, lost_process, one_line, report
+from cs_models.launched import ending_together
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print((__doc__ or "").strip())
         return 0 if words else 2
     try:
-        train(words)
+        with ending_together():
+            train(words)
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns Ctrl-C into an exit with status 1, and ignores further ones from then on.
         if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):

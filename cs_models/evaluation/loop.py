@@ -19,6 +19,7 @@ from cs_models.evaluation.processes import Processes, is_first, processes
 from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
 from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, only_writer
 from cs_models.operators import MeasurementOperator
+from cs_models.precision import forbid_tf32
 from cs_models.reconstruction import Solution, check_finite
 
 SizeKey = tuple[Candidate, torch.Size]
@@ -61,8 +62,7 @@ class _Worker:
     def __init__(self, plan: Plan, group: Processes) -> None:
         group.launch()
         plan.device = group.device
-        # cuDNN's default, TF32, keeps 10 bits of the mantissa, which costs hundredths of a dB; fp32 means float32.
-        torch.backends.cudnn.allow_tf32 = False
+        forbid_tf32()
         self.plan = plan
         self.rank, self.world_size = group.global_rank, group.world_size
         self.table = ResultsFile(plan.options.output.out)

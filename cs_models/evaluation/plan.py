@@ -20,6 +20,7 @@ from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
+from cs_models.launched import local_rank
 from cs_models.operators import (
     ColumnOperator,
     MeasurementOperator,
@@ -359,6 +360,8 @@ def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
 def choose_device(name: str | None, devices: int = 1) -> torch.device:
     """The device of a name; without one, CUDA where there is a GPU.
 
+    Of several GPUs each process takes its own, from the first method that it tries on.
+
     Raises:
         UserError: if there are not that many GPUs.
     """
@@ -370,4 +373,6 @@ def choose_device(name: str | None, devices: int = 1) -> torch.device:
         raise UserError(f"--devices {devices} are too many processes for this machine")
     if kind == "cuda" and available < devices:
         raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
-    return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+    if kind != "cuda":
+        return torch.device(kind)
+    return torch.device(kind, local_rank() % available if devices > 1 else 0)

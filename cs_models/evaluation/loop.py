@@ -99,17 +99,21 @@ class _Worker:
         total = sum(len(self._share(case)) for case in self.plan.cases)
         with tqdm(total=total, unit="image", disable=None if self.rank == 0 else True) as bar:
             for case in self.plan.cases:
-                psnr_db: list[float] = []
                 bar.set_description(f"{case.candidate.spec.text} {case.images.set_name} {case.candidate.ratio:g}")
-                case.candidate.to(self.plan.device)
-                for batch in self._batches(case, bar):
-                    for row in self._reconstruct(case, batch):
-                        self.table.append(row)
-                        bar.update()
-                        if math.isfinite(row.psnr_db):
-                            psnr_db.append(row.psnr_db)
-                            bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
-                case.candidate.to(torch.device("cpu"))
+                with case.candidate.memory_in_one_line(case.images.set_name):
+                    self._run_case(case, bar)
+
+    def _run_case(self, case: Case, bar: tqdm) -> None:
+        psnr_db: list[float] = []
+        case.candidate.to(self.plan.device)
+        for batch in self._batches(case, bar):
+            for row in self._reconstruct(case, batch):
+                self.table.append(row)
+                bar.update()
+                if math.isfinite(row.psnr_db):
+                    psnr_db.append(row.psnr_db)
+                    bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
+        case.candidate.to(torch.device("cpu"))
 
     def _share(self, case: Case) -> range:
         return range(self.rank, len(case.images), self.world_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cs_models.errors import UserError
+from cs_models.errors import UserError, memory_in_one_line
 from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
@@ -111,23 +112,22 @@ class Candidate:
         """The method's `Solution`, in the candidate's precision.
 
         Raises:
-            UserError: if the method cannot work with the operator, or the GPU's memory is too small.
+            UserError: if the method cannot work with the operator, or memory is too small.
         """
-        try:
-            autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-            with self.spec.errors_in_one_line(), autocast:
-                if self.tiling is not None:
-                    size = y.shape, operator.image_size
-                    if size not in self._fitted:
-                        self._fitted[size] = self.tiling.fit(self.reconstructor, y, operator)
-                    return solve_in_tiles(self.reconstructor, y, operator, self._fitted[size])
+        size = f"{operator.image_size[0]}x{operator.image_size[1]}"
+        autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with self.memory_in_one_line(f"{len(y)} images of {size}"), self.spec.errors_in_one_line(), autocast:
+            if self.tiling is None:
                 return self.reconstructor.solve(y, operator)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"method '{self.spec.text}' needs more memory than the GPU has for {len(y)} images of "
-                f"{operator.image_size[0]}x{operator.image_size[1]}; "
-                "try --tile_memory, a smaller --batch_size or --device cpu"
-            ) from error
+            key = y.shape, operator.image_size
+            if key not in self._fitted:
+                self._fitted[key] = self.tiling.fit(self.reconstructor, y, operator)
+            return solve_in_tiles(self.reconstructor, y, operator, self._fitted[key])
+
+    def memory_in_one_line(self, subject: str) -> AbstractContextManager[None]:
+        """Turn an error that tells of too little memory for a subject into one line."""
+        remedy = "try --tile_memory, a smaller --batch_size or --device cpu"
+        return memory_in_one_line(f"method '{self.spec.text}' on {subject}", remedy)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
+from torch import Tensor
+
 from cs_models.errors import UserError
 from cs_models.operators import Sampling
 from cs_models.training.module import ReconstructionModule
@@ -62,3 +65,8 @@ def make_network(name: str) -> ReconstructionModule:
             if kind == KINDS[-1]:
                 raise
     return module
+
+
+def numbers(*shape: int) -> Tensor:
+    """The same numbers in [0, 1) every time."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))

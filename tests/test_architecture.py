@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cs_models"
 # From the bottom up; each may import what stands below it.
 LAYERS = [
-    {"errors", "files", "precision", "host_memory", "settings", "signatures", "operator_names", "locks"},
+    {"errors", "files", "precision", "host_memory", "settings", "signatures", "operator_names", "locks",
+     "launched"},
     {"numerics", "transforms", "moments", "arrays"},
     {"metrics"},
     {"operators"},

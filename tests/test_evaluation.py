@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -190,6 +192,34 @@ def test_two_processes_give_the_rows_of_one(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks the second process up under /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_processes_end_when_one_is_killed(rank: int, tmp_path: Path) -> None:
+    data, out = make_images(tmp_path / "data", ((40, 50),) * 60), tmp_path / "out"
+    words = command(data, out, "--devices", "2", methods="ista:iterations=600:tolerance=0")
+    first = subprocess.Popen([sys.executable, "eval.py", *words], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    path, deadline = out / "per_image.csv", time.monotonic() + 200
+    while not (path.exists() and all(f",tiny,{image}," in path.read_text() for image in (0, 1))):
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline, "no row of each appeared"
+        time.sleep(0.05)
+    os.kill((first.pid, child(first.pid))[rank], signal.SIGKILL)
+    printed = first.communicate(timeout=60)[1]  # ends when no process has the error stream any more
+    assert len(list(read_rows(path))) < 120
+    assert "Traceback" not in printed
+    assert ("first process of this run ended" in printed) == (rank == 0)
+
+
+def child(parent: int) -> int:
+    """The process that another one has started."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if path.read_text().rpartition(")")[2].split()[1] == str(parent):
+                return int(path.parent.name)
+    raise AssertionError(f"{parent} has no child")
+
+
+@pytest.mark.slow
 def test_processes_that_slurm_starts_share_the_images(data: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -363,7 +393,7 @@ def test_a_compiled_network_is_compiled_before_it_is_timed(
         return images(*args, **options)
 
     monkeypatch.setattr(ISTANetPPModule, "images", noted)
-    monkeypatch.setattr(ISTANetPPModule, "compile_layers", lambda module: None)
+    monkeypatch.setattr(ISTANetPPModule, "compile_layers", lambda module, mode: None)
     checkpoint = save_network(tmp_path / "net.safetensors")
     words = command(data, tmp_path / "out", "--compile", "--limit", "1", "--ratios", "0.3", methods=str(checkpoint))
     assert main(words) == 0

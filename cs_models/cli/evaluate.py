@@ -14,9 +14,10 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from cs_models.cli.allocator import keep_freed_memory
 from cs_models.cli.configs import with_configs_found
-from cs_models.errors import UserError, lost_process, nearest, report
+from cs_models.errors import UserError, lost_process, memory_in_one_line, nearest, report
 from cs_models.evaluation.options import Comparison, Execution, Measuring, Options, Output, check_text
 from cs_models.files import is_file
+from cs_models.launched import ending_together
 
 PARTS = {"comparison": Comparison, "measuring": Measuring, "execution": Execution, "output": Output}
 TYPES = {name: kind for part in PARTS.values() for name, kind in get_type_hints(part).items()}
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options is None:
             print_list()
         else:
-            evaluate(options)
+            with ending_together(), memory_in_one_line("this evaluation", "try smaller images or --device cpu"):
+                evaluate(options)
     except UserError as error:
         return report(error)
     except RuntimeError as error:

@@ -19,6 +19,7 @@ from cs_models.evaluation.processes import Processes, is_first, processes
 from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
 from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, only_writer
 from cs_models.operators import MeasurementOperator
+from cs_models.precision import forbid_tf32
 from cs_models.reconstruction import Solution, check_finite
 
 SizeKey = tuple[Candidate, torch.Size]
@@ -61,8 +62,7 @@ class _Worker:
     def __init__(self, plan: Plan, group: Processes) -> None:
         group.launch()
         plan.device = group.device
-        # cuDNN's default, TF32, keeps 10 bits of the mantissa, which costs hundredths of a dB; fp32 means float32.
-        torch.backends.cudnn.allow_tf32 = False
+        forbid_tf32()
         self.plan = plan
         self.rank, self.world_size = group.global_rank, group.world_size
         self.table = ResultsFile(plan.options.output.out)
@@ -99,17 +99,21 @@ class _Worker:
         total = sum(len(self._share(case)) for case in self.plan.cases)
         with tqdm(total=total, unit="image", disable=None if self.rank == 0 else True) as bar:
             for case in self.plan.cases:
-                psnr_db: list[float] = []
                 bar.set_description(f"{case.candidate.spec.text} {case.images.set_name} {case.candidate.ratio:g}")
-                case.candidate.to(self.plan.device)
-                for batch in self._batches(case, bar):
-                    for row in self._reconstruct(case, batch):
-                        self.table.append(row)
-                        bar.update()
-                        if math.isfinite(row.psnr_db):
-                            psnr_db.append(row.psnr_db)
-                            bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
-                case.candidate.to(torch.device("cpu"))
+                with case.candidate.memory_in_one_line(case.images.set_name):
+                    self._run_case(case, bar)
+
+    def _run_case(self, case: Case, bar: tqdm) -> None:
+        psnr_db: list[float] = []
+        case.candidate.to(self.plan.device)
+        for batch in self._batches(case, bar):
+            for row in self._reconstruct(case, batch):
+                self.table.append(row)
+                bar.update()
+                if math.isfinite(row.psnr_db):
+                    psnr_db.append(row.psnr_db)
+                    bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
+        case.candidate.to(torch.device("cpu"))
 
     def _share(self, case: Case) -> range:
         return range(self.rank, len(case.images), self.world_size)

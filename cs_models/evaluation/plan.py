@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cs_models.errors import UserError
+from cs_models.errors import UserError, memory_in_one_line
 from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
+from cs_models.launched import local_rank
 from cs_models.operators import (
     ColumnOperator,
     MeasurementOperator,
@@ -119,23 +121,22 @@ class Candidate:
         """The method's `Solution`, in the candidate's precision.
 
         Raises:
-            UserError: if the method cannot work with the operator, or the GPU's memory is too small.
+            UserError: if the method cannot work with the operator, or memory is too small.
         """
-        try:
-            autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-            with self.spec.errors_in_one_line(), autocast:
-                if self.tiling is not None:
-                    size = y.shape, operator.image_size
-                    if size not in self._fitted:
-                        self._fitted[size] = self.tiling.fit(self.reconstructor, y, operator)
-                    return solve_in_tiles(self.reconstructor, y, operator, self._fitted[size])
+        size = f"{operator.image_size[0]}x{operator.image_size[1]}"
+        autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with self.memory_in_one_line(f"{len(y)} images of {size}"), self.spec.errors_in_one_line(), autocast:
+            if self.tiling is None:
                 return self.reconstructor.solve(y, operator)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"method '{self.spec.text}' needs more memory than the GPU has for {len(y)} images of "
-                f"{operator.image_size[0]}x{operator.image_size[1]}; "
-                "try --tile_memory, a smaller --batch_size or --device cpu"
-            ) from error
+            key = y.shape, operator.image_size
+            if key not in self._fitted:
+                self._fitted[key] = self.tiling.fit(self.reconstructor, y, operator)
+            return solve_in_tiles(self.reconstructor, y, operator, self._fitted[key])
+
+    def memory_in_one_line(self, subject: str) -> AbstractContextManager[None]:
+        """Turn an error that tells of too little memory for a subject into one line."""
+        remedy = "try --tile_memory, a smaller --batch_size or --device cpu"
+        return memory_in_one_line(f"method '{self.spec.text}' on {subject}", remedy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,14 +339,14 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
         # What is not ours may compute where float32 is needed, so that bfloat16 is for the user to ask for.
         own = reconstructor.modules if isinstance(reconstructor, OwnMethod) else []
         for module in own if execution.compile else []:
-            module.compile()
+            module.compile(mode=execution.compile_mode)
         precision = "bf16" if own and execution.precision == "bf16" else "fp32"
         return Candidate(spec, ratio, reconstructor, precision, tiling=tiling)
     schedule = execution.iterations_per_layer
     if schedule:
         reconstructor.set_schedule(schedule)
     if execution.compile:
-        reconstructor.compile_layers()
+        reconstructor.compile_layers(execution.compile_mode)
     precision = usual_precision(device) if execution.precision == "auto" else execution.precision
     return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)), tiling)
 
@@ -391,6 +392,8 @@ def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
 def choose_device(name: str | None, devices: int = 1) -> torch.device:
     """The device of a name; without one, CUDA where there is a GPU.
 
+    Of several GPUs each process takes its own, from the first method that it tries on.
+
     Raises:
         UserError: if there are not that many GPUs.
     """
@@ -402,4 +405,6 @@ def choose_device(name: str | None, devices: int = 1) -> torch.device:
         raise UserError(f"--devices {devices} are too many processes for this machine")
     if kind == "cuda" and available < devices:
         raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
-    return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+    if kind != "cuda":
+        return torch.device(kind)
+    return torch.device(kind, local_rank() % available if devices > 1 else 0)

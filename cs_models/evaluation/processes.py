@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -10,10 +9,7 @@ from typing import Protocol
 import torch
 
 from cs_models.errors import UserError, first_line
-
-# What torchrun, SLURM, LSF, MPI and `fabric run` leave in the environment of the processes that they start.
-LAUNCHED_NAMES = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE"}
-LAUNCHED_PREFIXES = ("TORCHELASTIC_", "SLURM_", "LSB_", "JSM_", "OMPI_", "PMI_", "PMIX_", "MV2_", "LT_")
+from cs_models.launched import launched
 
 
 class Processes(Protocol):
@@ -53,11 +49,6 @@ class OneProcess:
         """Nobody to wait for."""
 
 
-def launched() -> bool:
-    """Whether a program that starts several processes may have started this one."""
-    return any(name in LAUNCHED_NAMES or name.startswith(LAUNCHED_PREFIXES) for name in os.environ)
-
-
 def processes(device: torch.device, count: int) -> Processes:
     """The processes for so many devices, not yet launched.
 
@@ -69,8 +60,9 @@ def processes(device: torch.device, count: int) -> Processes:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
-    # A process that has finished waits for the others, which may take hours more, at the end.
-    strategy = DDPStrategy(timeout=timedelta(days=7)) if count > 1 else "auto"
+    # A process that has finished waits for the others, which may take hours more, at the end. All that they exchange is
+    # which rows were asked for, from host to host: Gloo notices at once that a process is gone, NCCL after the timeout.
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=7)) if count > 1 else "auto"
     try:
         return Fabric(accelerator=device.type, strategy=strategy, devices=count)
     except (ValueError, RuntimeError) as error:  # SLURM started another number of processes

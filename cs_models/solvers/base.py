@@ -103,7 +103,8 @@ def column_norm(operator: MeasurementOperator, y: Tensor) -> float:
         probes = torch.eye(n)
     else:
         probes = torch.randint(0, 2, (1, n), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-    measured = operator(probes.to(y.device, y.real.dtype).view(-1, 1, height, width))
+    probes = probes.to(y.device, y.real.dtype, non_blocking=True)
+    measured = operator(probes.view(-1, 1, height, width))
     return float(measured.abs().square().sum() / n) ** 0.5
 
 

@@ -106,7 +106,7 @@ def has_orthonormal_rows(operator: MeasurementOperator) -> bool:
 def _probe(operator: MeasurementOperator) -> Tensor:
     dtype = next((buffer.dtype for buffer in operator.buffers() if buffer.is_floating_point()), torch.float32)
     probe = torch.randn(1, 1, *operator.image_size, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    return probe.to(next(operator.buffers()).device)
+    return probe.to(next(operator.buffers()).device, non_blocking=True)
 
 
 class DataProximal:

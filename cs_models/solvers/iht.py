@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
@@ -51,8 +52,8 @@ class IHT(IterativeSolver):
         active = energy(residual) > self.tolerance * problem.m
         iterations = torch.zeros_like(active, dtype=torch.long)
         with self.run(self.iterations) as run:
-            for _ in range(self.iterations):
-                if not bool(active.any()) or not run.step():
+            for iteration in range(self.iterations):
+                if all_settled(active, iteration) or not run.step():
                     break
                 moved = s + step * problem.adjoint(residual)
                 s = torch.where(active[:, None], moved * largest_mask(moved, count), s)
@@ -91,8 +92,8 @@ class NIHT(IterativeSolver):
         active = energy(problem.y) > target
         iterations = torch.zeros_like(active, dtype=torch.long)
         with self.run(self.iterations) as run:
-            for _ in range(self.iterations):
-                if not bool(active.any()) or not run.step():
+            for iteration in range(self.iterations):
+                if all_settled(active, iteration) or not run.step():
                     break
                 moved = self._step(problem, s, problem.adjoint(residual), support, count)
                 s = torch.where(active[:, None], moved, s)

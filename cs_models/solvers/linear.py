@@ -89,7 +89,7 @@ class LinearEstimate(Reconstructor):
         field = markov_field(self.training_set)
         height, width = operator.image_size
         spectrum = field.variance * torch.outer(field.spectrum(height), field.spectrum(width)[: width // 2 + 1])
-        spectrum = spectrum.to(y.real)
+        spectrum = spectrum.to(y.real, non_blocking=True)
 
         def filtered(k: Tensor, power: Tensor) -> Tensor:
             return torch.fft.irfft2(torch.fft.rfft2(operator.adjoint(k)) * power, s=(height, width))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver, Run
@@ -45,8 +46,9 @@ class SupportBasis:
         signals, m = y.shape
         self._y = y
         self._atoms = atoms.T.contiguous()
-        self._basis = y.new_zeros(signals, capacity, m)
-        self._support = torch.zeros(signals, capacity, dtype=torch.long, device=y.device)
+        # The last place is never read: it takes what is not added to a full basis, so that nobody need be left out.
+        self._basis = y.new_zeros(signals, capacity + 1, m)
+        self._support = torch.zeros(signals, capacity + 1, dtype=torch.long, device=y.device)
         self.residual = y.clone()
         self.count = torch.zeros(signals, dtype=torch.long, device=y.device)
         self.used = torch.zeros(signals, atoms.shape[1], dtype=torch.bool, device=y.device)
@@ -54,7 +56,7 @@ class SupportBasis:
     @property
     def capacity(self) -> int:
         """The largest support."""
-        return self._basis.shape[1]
+        return self._basis.shape[1] - 1
 
     def extend(self, indices: Tensor, wanted: Tensor) -> None:
         """Add atoms to the supports; those that depend on the support already are only marked as used.
@@ -85,14 +87,15 @@ class SupportBasis:
                 later = new[:, j + 1 :]
                 new[:, j + 1 :] = later - (later @ vector[..., None]) * vector[:, None]
             valid = (norm[:, 0] > DEPENDENT) & wanted[:, j]
-            self._append(rows[valid], vector[valid], indices[valid, j])
+            self._append(rows, vector, indices[:, j], valid)
         self.residual[rows] = residual
 
-    def _append(self, rows: Tensor, vectors: Tensor, indices: Tensor) -> None:
+    def _append(self, rows: Tensor, vectors: Tensor, indices: Tensor, valid: Tensor) -> None:
+        """Write vectors, 0 where they are not valid, into the next place of each basis, which only valid ones fill."""
         slots = self.count[rows]
         self._basis[rows, slots] = vectors
         self._support[rows, slots] = indices
-        self.count[rows] = slots + 1
+        self.count[rows] = slots + valid
 
     def coefficients(self) -> Tensor:
         """Least-squares coefficients of the supports, ``(P, n)``."""
@@ -137,8 +140,8 @@ class OMP(IterativeSolver):
         target = energy(y) * self.tolerance**2
         iterations = torch.zeros_like(basis.count)
         active = energy(y) > target
-        for _ in range(steps):
-            if not bool(active.any()) or not run.step():
+        for iteration in range(steps):
+            if all_settled(active, iteration) or not run.step():
                 break
             correlation = (basis.residual @ atoms).abs_().masked_fill_(basis.used, -1)
             basis.extend(correlation.argmax(dim=1, keepdim=True), active[:, None])

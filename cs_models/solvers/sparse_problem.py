@@ -72,7 +72,7 @@ class SparseProblem(ABC):
     def squared_norm(self, iterations: int = 30) -> float:
         """``|A|^2``, the largest eigenvalue of ``A^T A``, by the power method; it approaches from below."""
         generator = torch.Generator().manual_seed(0)
-        v = torch.randn(self.n, generator=generator).to(self.zeros()).expand(self.y.shape[0], -1)
+        v = torch.randn(self.n, generator=generator).to(self.zeros(), non_blocking=True).expand(self.y.shape[0], -1)
         value = torch.zeros(())
         for _ in range(iterations):
             v = self.adjoint(self.forward(v / v.norm(dim=1, keepdim=True).clamp_min(1e-30)))

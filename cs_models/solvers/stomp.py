@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver, Run
@@ -61,8 +62,8 @@ class StOMP(IterativeSolver):
         basis = SupportBasis(y, atoms, min(atoms.shape))
         iterations = torch.zeros_like(basis.count)
         active = self._level(y) > self.tolerance
-        for _ in range(self.iterations):
-            if not bool(active.any()) or not run.step():
+        for iteration in range(self.iterations):
+            if all_settled(active, iteration) or not run.step():
                 break
             correlation = (basis.residual @ atoms).abs_().masked_fill_(basis.used | ~active[:, None], 0)
             chosen = correlation > self.threshold * correlation.amax(1, keepdim=True)
@@ -77,6 +78,8 @@ class StOMP(IterativeSolver):
             iterations += active
             exhausted = (basis.count == basis.capacity) | (correlation.amax(1) == 0)
             active = active & (self._level(basis.residual) > self.tolerance) & ~exhausted
+            if width == 0:  # nobody found an atom
+                break
         return basis.coefficients(), iterations, ~active
 
     def _level(self, residual: Tensor) -> Tensor:

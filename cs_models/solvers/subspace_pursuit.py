@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
@@ -51,8 +52,8 @@ class SubspacePursuit(IterativeSolver):
         converged = ~active
         iterations = torch.zeros_like(active, dtype=torch.long)
         with self.run(self.iterations) as run:
-            for _ in range(self.iterations):
-                if not bool(active.any()) or not run.step():
+            for iteration in range(self.iterations):
+                if all_settled(active, iteration) or not run.step():
                     break
                 merged = largest_mask(problem.adjoint(residual), candidates) | (best != 0)
                 s = fit_on_support(problem, merged, best, self.fit_iterations)
@@ -99,9 +100,9 @@ def fit_on_support(
     direction, size = gradient, energy(gradient)
     target = energy(problem.adjoint(problem.y) * support) * tolerance**2
     tiny = torch.finfo(s.dtype).tiny
-    for _ in range(iterations):
+    for iteration in range(iterations):
         active = size > target
-        if not bool(active.any()):
+        if all_settled(active, iteration):
             break
         measured = problem.forward(direction)
         length = torch.where(active, size / energy(measured).clamp_min(tiny), 0)[:, None]

@@ -98,10 +98,11 @@ class TotalVariation(ConvexSolver):
         rho = weight / JUMP
         height, width = operator.image_size
         matrix = operator.matrix.double()
-        columns = matrix.T @ matrix + rho * _second_difference(height).to(matrix)
+        columns = matrix.T @ matrix + rho * _second_difference(height).to(matrix, non_blocking=True)
         values, vectors = torch.linalg.eigh(columns)
         vectors = vectors.to(operator.matrix)
-        spectrum = (values[:, None] + rho * _frequencies(width).to(values)).to(operator.matrix)
+        frequencies = _frequencies(width).to(values, non_blocking=True)
+        spectrum = (values[:, None] + rho * frequencies).to(operator.matrix)
 
         def step(state: State) -> tuple[State, Tensor]:
             _, z, u, y = state
@@ -117,7 +118,7 @@ class TotalVariation(ConvexSolver):
         coupling = COUPLING * rho
         height, width = operator.image_size
         spectrum = rho * (_frequencies(height)[:, None] + _frequencies(width)) + coupling
-        spectrum = spectrum.to(y.device, y.real.dtype)
+        spectrum = spectrum.to(y.device, y.real.dtype, non_blocking=True)
         transform, proximal = DCT2d(), DataProximal(operator, coupling)
 
         def step(state: State) -> tuple[State, Tensor]:

@@ -57,15 +57,41 @@ class Reconstruct(nn.Module):
 
     def forward(self, y: Tensor, size: Tensor) -> Tensor:
         """Images whose height and width are the two integers of `size`."""
-        height, width = size.tolist()
-        for side in (height, width):
-            torch._check(side >= 2)
-            torch._check(side <= LARGEST_SIDE)
-        operator = UnsizedBlocks(self.matrix, (height, width), self.block_size, self.ratio)
-        torch._check(operator.grid[0] * operator.grid[1] == y.shape[2])
         if self.preparation is not None:
             y = y @ self.preparation
-        return self.network.unfold(y, operator, self.schedule).iterates[-1]
+        return unfold(self.network, self.schedule, y, size, self.matrix, self.block_size, self.ratio)
+
+
+class ReconstructAny(nn.Module):
+    """As `Reconstruct`, for any matrix ``(M, B^2)`` with orthonormal rows, which is given along with its ratio."""
+
+    def __init__(self, module: UnfoldingModule, block_size: int) -> None:
+        super().__init__()
+        self.network, self.schedule = cast(UnfoldingNetwork, module.evaluated_network), module.schedule
+        self.block_size = block_size
+
+    def forward(self, y: Tensor, size: Tensor, matrix: Tensor, ratio: Tensor) -> Tensor:
+        """Images whose height and width are the two integers of `size`; `ratio` is one number."""
+        return unfold(self.network, self.schedule, y, size, matrix, self.block_size, cast(float, ratio.item()))
+
+
+def unfold(
+    network: UnfoldingNetwork,
+    schedule: tuple[int, ...],
+    y: Tensor,
+    size: Tensor,
+    matrix: Tensor,
+    block_size: int,
+    ratio: float,
+) -> Tensor:
+    """Run a network on measurements of images whose size is data: two integers that a graph reads when it runs."""
+    height, width = size.tolist()
+    for side in (height, width):
+        torch._check(side >= 2)
+        torch._check(side <= LARGEST_SIDE)
+    operator = UnsizedBlocks(matrix, (height, width), block_size, ratio)
+    torch._check(operator.grid[0] * operator.grid[1] == y.shape[2])
+    return network.unfold(y, operator, schedule).iterates[-1]
 
 
 @dataclass(frozen=True)
@@ -121,3 +147,21 @@ def trace(module: UnfoldingModule, operator: BlockOperator) -> Graphs:
         dynamic_shapes={"y": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}, "size": None},
     )
     return Graphs(measure, reconstruct)
+
+
+@torch.no_grad()
+def trace_any(module: UnfoldingModule, operator: BlockOperator) -> ExportedProgram:
+    """Trace `ReconstructAny` for a network that takes matrices of the block size of an operator."""
+    block = operator.block_size
+    size = (block + 3, 2 * block + 5)
+    y = operator.resized(*size)(torch.zeros(1, 1, *size))
+    return torch.export.export(
+        ReconstructAny(module, block).eval(),
+        (y, torch.tensor(size), operator.matrix, torch.tensor(operator.ratio)),
+        dynamic_shapes={
+            "y": {2: Dim.DYNAMIC, 3: Dim.DYNAMIC},
+            "size": None,
+            "matrix": {0: Dim.DYNAMIC},
+            "ratio": None,
+        },
+    )

@@ -1,7 +1,6 @@
 "use strict";
 // Runs beside the page. It is told once what came with the page, then a photograph, a network and a ratio at a time,
 // and answers with each result as it is there.
-let runtime;
 let shipped;
 const sessions = new Map();
 
@@ -16,7 +15,6 @@ onmessage = async ({ data }) => {
 
 async function start(all) {
   shipped = all;
-  runtime = await import(all.runtime);
   runtime.env.wasm.numThreads = 1; // more need headers that a file on disk does not have
   runtime.env.wasm.wasmBinary = all.wasm;
   runtime.env.logLevel = "error";
@@ -28,7 +26,7 @@ async function reconstruct({ image, height, width, network, ratio }) {
   const { matrix, estimator } = sampling(facts, ratio);
   const side = shipped.index.block;
   const rows = matrix.length / (side * side);
-  const blocks = new Blocks(matrix, rows, side, height, width);
+  const blocks = new Blocks(Float64Array.from(matrix), rows, side, height, width);
   const y = blocks.measure(image);
   postMessage({ kind: "measurements", y, rows, count: blocks.count });
   answer("linear", blocks.linear(estimator, y), image);
@@ -59,17 +57,14 @@ function answer(of, estimate, image, seconds) {
 // The matrix (M, B * B) and the linear estimator (B * B, M) of a ratio; a smaller ratio has the first rows of a larger.
 function sampling(facts, ratio) {
   const own = facts.sampling.find((entry) => entry.ratio === ratio);
-  return { matrix: floats(own.matrix), estimator: halves(own.estimator) };
-}
-
-function floats([offset, count]) {
-  return new Float32Array(shipped.pool, offset, count);
+  const [offset, count] = own.matrix;
+  return { matrix: new Float32Array(shipped.pool, offset, count), estimator: halves(own.estimator) };
 }
 
 // Numbers of 16 bits, which the linear estimate can spare.
 function halves([offset, count]) {
   const bits = new Uint16Array(shipped.pool, offset, count);
-  return Float32Array.from(bits, (value) => {
+  return Float64Array.from(bits, (value) => {
     const sign = value & 0x8000 ? -1 : 1;
     const exponent = (value >> 10) & 31;
     const fraction = value & 1023;

@@ -129,6 +129,17 @@ def graph(module: UnfoldingModule, operator: BlockOperator) -> tuple[bytes, byte
     return model.SerializeToString(), bytes(weights.content)
 
 
+def product_graph() -> bytes:
+    """An ONNX graph that multiplies two matrices, which is many times faster than a loop of JavaScript."""
+    from onnx import TensorProto, helper
+
+    a, b, c = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in zip("abc", ("mk", "kn", "mn"))
+    )
+    body = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", [a, b], [c])
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+
 def _forget_sources(model: Any) -> None:
     """Leave out where in which file each node was traced from."""
     for node in model.graph.node:
@@ -152,7 +163,7 @@ def sampling(module: UnfoldingModule, ratio: float, pool: Pool, first: tuple[int
     assert isinstance(operator, BlockOperator)
     rows, n = operator.matrix.shape
     torch.testing.assert_close(operator.matrix, largest.matrix[:rows], rtol=0, atol=1e-6)
-    estimator = LinearEstimate().estimator(operator).numpy().astype(np.float16)
+    estimator = LinearEstimate().estimator(operator).T.numpy().astype(np.float16)
     return {
         "ratio": ratio,
         "matrix": [place, rows * n],
@@ -262,7 +273,14 @@ def build(out: Path, networks: Sequence[str] = NETWORKS, ratios: Sequence[float]
     script, wasm = runtime(HERE / ".npm")
     pool, known = Pool(), dict[str, Any]()
     described = {Path(name).stem: network(name, ratios, pool, known) for name in networks}
-    index = {"block": 33, "networks": described, "photos": photographs(), "tv": total_variation()}
+    product = product_graph()
+    index = {
+        "block": 33,
+        "networks": described,
+        "photos": photographs(),
+        "product": [pool.add(product), len(product)],
+        "tv": total_variation(),
+    }
     parts = {
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "index": json.dumps(index).replace("<", "\\u003c"),

@@ -87,9 +87,9 @@ async function read(blob) {
   context.imageSmoothingQuality = "high";
   context.drawImage(whole, 0, 0, width, height);
   const { data } = context.getImageData(0, 0, width, height);
-  const image = Float64Array.from({ length: width * height }, (_, pixel) => {
+  const image = Float32Array.from({ length: width * height }, (_, pixel) => {
     const [red, green, blue] = data.subarray(4 * pixel, 4 * pixel + 3);
-    return Math.fround(((4899 * red + 9617 * green + 1868 * blue + 8192) >> 14) / 255);
+    return ((4899 * red + 9617 * green + 1868 * blue + 8192) >> 14) / 255;
   });
   return { image, width, height, smaller: scale < 1 };
 }

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
@@ -18,6 +18,9 @@ from cs_models.errors import UserError, lost_process, memory_in_one_line, neares
 from cs_models.evaluation.options import Comparison, Execution, Measuring, Options, Output, check_text
 from cs_models.files import is_file
 from cs_models.launched import ending_together
+
+if TYPE_CHECKING:
+    from cs_models.evaluation.report.summary import Setting
 
 PARTS = {"comparison": Comparison, "measuring": Measuring, "execution": Execution, "output": Output}
 TYPES = {name: kind for part in PARTS.values() for name, kind in get_type_hints(part).items()}
@@ -187,7 +190,7 @@ def evaluate(options: Options) -> None:
     rows = run(Plan(options))
     if rows:
         print(write_report(rows, options.output.out))
-    perceptual = {}
+    perceptual: dict[Setting, dict[str, float]] = {}
     if rows and (options.output.lpips or options.output.fid):
         from cs_models.evaluation.perceptual import add_perceptual
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "list": ("cs_models.cli.evaluate:main", ("--list",), "show every method, operator and data set"),
     "download": ("datamodules.download:main", (), "fetch a data set and verify it"),
     "import": ("cs_models.zoo.import_official:main", (), "turn a released checkpoint into one of ours"),
+    "export": ("cs_models.zoo.export:main", (), "write a network with its sampling as ONNX graphs"),
     "convert": ("cs_models.zoo.checkpoints:main", (), "turn a .ckpt of a training into a .safetensors file"),
     "iterates": ("cs_models.evaluation.iterates:main", (), "show a reconstruction iteration by iteration"),
     "merge": ("cs_models.evaluation.report.merge:main", (), "join results folders into one report"),

@@ -48,7 +48,6 @@ class IRLS(IterativeSolver):
 
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = sparse_problem(y, operator)
-        least = self._directly if isinstance(problem, DictionaryProblem) else self._step_by_step
         active = energy(problem.y) > 0
         s = problem.zeros()
         iterations = torch.zeros_like(active, dtype=torch.long)
@@ -59,7 +58,8 @@ class IRLS(IterativeSolver):
                 if not len(rows) or not run.step():
                     break
                 largest = s[rows].abs().amax(1, keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
-                moved = least(problem, rows, ((s[rows] / largest).square() + smoothing[rows]).pow(1 - self.p / 2))
+                q = ((s[rows] / largest).square() + smoothing[rows]).pow(1 - self.p / 2)
+                moved = self._least(problem, rows, q)
                 settled = relative(moved - s[rows], moved)[:, None] < smoothing[rows].sqrt() / 100
                 s[rows] = moved
                 iterations[rows] += 1
@@ -67,8 +67,14 @@ class IRLS(IterativeSolver):
                 smoothing[rows] = torch.where(settled, smoothing[rows] / 10, smoothing[rows])
         return problem.solution(s, iterations, ~active)
 
+    def _least(self, problem: SparseProblem, rows: Tensor, q: Tensor) -> Tensor:
+        """``Q A^T (A Q A^T)^-1 y`` of some signals ``(P, n)``, Q being diagonal."""
+        if isinstance(problem, DictionaryProblem):
+            return self._directly(problem, rows, q)
+        return self._step_by_step(problem, rows, q)
+
     def _directly(self, problem: DictionaryProblem, rows: Tensor, q: Tensor) -> Tensor:
-        """``Q A^T (A Q A^T)^-1 y`` of some signals ``(P, n)`` by a Cholesky factor for each, in float64."""
+        """By a Cholesky factor for each signal, in float64."""
         atoms = problem.atoms.double()
         together = max(1, LARGEST_STACK // atoms.numel())
         parts = []
@@ -81,7 +87,7 @@ class IRLS(IterativeSolver):
         return torch.cat(parts).to(q.dtype)
 
     def _step_by_step(self, problem: SparseProblem, rows: Tensor, q: Tensor) -> Tensor:
-        """The same without a matrix; the mean diagonal of ``A Q A^T`` is that of Q, times n / m for atoms of norm 1."""
+        """Without a matrix; the mean diagonal of ``A Q A^T`` is that of Q, times n / m for atoms of norm 1."""
         damping = self.damping * q.mean(1, keepdim=True) * problem.n / problem.m
 
         def normal(k: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cs_models.evaluation.plan import choose_device
+from cs_models.evaluation.processes import choose_device
 from cs_models.launched import FIRST
 from tests.conftest import REPOSITORY
 

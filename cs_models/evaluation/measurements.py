@@ -13,7 +13,8 @@ from cs_models.arrays import read_npy
 from cs_models.errors import UserError
 from cs_models.evaluation.options import Options
 from cs_models.evaluation.pictures import slug, write_picture
-from cs_models.evaluation.plan import choose_device, make_candidate
+from cs_models.evaluation.plan import make_candidate
+from cs_models.evaluation.processes import choose_device
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
 from cs_models.files import is_file

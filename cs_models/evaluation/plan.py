@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -20,9 +19,9 @@ from cs_models.errors import UserError, memory_in_one_line
 from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
+from cs_models.evaluation.processes import choose_device
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
-from cs_models.launched import local_rank
 from cs_models.operators import (
     ColumnOperator,
     MeasurementOperator,
@@ -387,24 +386,3 @@ def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
                 "evaluate one at a time, each with its own --out, or rename a folder"
             )
     return sets
-
-
-def choose_device(name: str | None, devices: int = 1) -> torch.device:
-    """The device of a name; without one, CUDA where there is a GPU.
-
-    Of several GPUs each process takes its own, from the first method that it tries on.
-
-    Raises:
-        UserError: if there are not that many GPUs.
-    """
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind = name or ("cuda" if available else "cpu")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("this machine has no Apple GPU that torch can use; use --device cpu")
-    if kind != "cuda" and devices > max(64, 4 * (os.cpu_count() or 1)):
-        raise UserError(f"--devices {devices} are too many processes for this machine")
-    if kind == "cuda" and available < devices:
-        raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
-    if kind != "cuda":
-        return torch.device(kind)
-    return torch.device(kind, local_rank() % available if devices > 1 else 0)

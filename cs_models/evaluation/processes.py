@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 import torch
 
 from cs_models.errors import UserError, first_line
-from cs_models.launched import launched
+from cs_models.launched import launched, local_rank
 
 
 class Processes(Protocol):
@@ -76,3 +77,24 @@ def is_first(count: int) -> bool:
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def choose_device(name: str | None, devices: int = 1) -> torch.device:
+    """The device of a name; without one, CUDA where there is a GPU.
+
+    Of several GPUs each process takes its own, from the first method that it tries on.
+
+    Raises:
+        UserError: if there are not that many GPUs.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind = name or ("cuda" if available else "cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("this machine has no Apple GPU that torch can use; use --device cpu")
+    if kind != "cuda" and devices > max(64, 4 * (os.cpu_count() or 1)):
+        raise UserError(f"--devices {devices} are too many processes for this machine")
+    if kind == "cuda" and available < devices:
+        raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
+    if kind != "cuda":
+        return torch.device(kind)
+    return torch.device(kind, local_rank() % available if devices > 1 else 0)

@@ -190,9 +190,6 @@ def solvers(options: argparse.Namespace) -> Iterator[Facts]:
 
     height, width = (32, 32) if options.toy else (2160, 3840)
     for method in ("clomp", "iht", "omp"):
-        run(method, 32, 32, 0.3, options.device)  # for the warm-up
-        if options.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         seconds, peak = run(method, height, width, 0.3, options.device)
         yield {"method": method, "size": f"{width}x{height}", "seconds": seconds, "peak GB": peak}
 

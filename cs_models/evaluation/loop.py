@@ -242,6 +242,7 @@ class _Worker:
                 peak_memory_mb=timed.peak_memory_mb,
                 settings_key=short_hash(candidate.facts | matrix),
                 measured_ratio=operator.measured_ratio,
+                provenance=candidate.provenance,
                 **scores,
             )
 

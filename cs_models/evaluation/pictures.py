@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +80,19 @@ def write_picture(path: Path, image: Tensor) -> None:
         _write_npy(path, image)
     else:
         write_png(path, image.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def copy_picture(source: Path, target: Path) -> None:
+    """Copy a file, and make the folders that lead to it.
+
+    Raises:
+        UserError: if it cannot be read or written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise UserError(f"cannot copy {source} to {target}: {error.strerror}") from error
 
 
 def _write_npy(path: Path, signal: Tensor) -> None:

@@ -21,7 +21,7 @@ from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator, SamplingBank, make_operator
 from cs_models.operators.carried import CarriedSampling
 from cs_models.operators.matrices import tensor_sha256
-from cs_models.operators.whitening import as_trained
+from cs_models.operators.whitening import as_trained, with_orthonormal_rows
 from cs_models.precision import no_tf32
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.options import CompileMode, Training
@@ -39,6 +39,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
         config_class: type of `config`.
         training_class: type of `training_options`.
         most_graphs: how many graphs torch.compile makes of parts of one class before it runs further ones uncompiled.
+        learns_rows: whether ``sampling.matrices: learned`` is for this kind of network.
         network: maps (y, A) of one-channel images to images.
         config: architecture, a dataclass of plain values.
         without_effect: fields of `config` that change neither weights nor results, such as where weights came from.
@@ -52,6 +53,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
     name: str
     config_class: type
     training_class: type[Training] = Training
+    learns_rows: bool = False
     without_effect: frozenset[str] = frozenset()
     most_graphs: int = 8
     network: nn.Module
@@ -61,6 +63,11 @@ class ReconstructionModule(nn.Module, Reconstructor):
     def __init__(self, net: nn.Module, config: Any, training: Training) -> None:
         super().__init__()
         _check_definition(type(self), config)
+        if training.sampling.matrices == "learned" and not self.learns_rows:
+            raise UserError(
+                f"{self.name} cannot train sampling rows along; sampling.matrices 'learned' is for unfolding networks "
+                "that take any matrix"
+            )
         self.network = net.to(memory_format=torch.channels_last)
         self.config = config
         self.training_options = training
@@ -108,6 +115,8 @@ class ReconstructionModule(nn.Module, Reconstructor):
 
     def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
         """As training samples, see `as_trained`; a network for one matrix overrides it and takes that as it is."""
+        if self.training_options.sampling.matrices != "gaussian":  # whose first row sees all of the brightness
+            return with_orthonormal_rows(y, operator)
         return as_trained(y, operator)
 
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:

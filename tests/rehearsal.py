@@ -65,7 +65,7 @@ def rehearse(name: str, case: Case) -> dict[str, Any]:
     """Errors, waits of the second run, and places that multiply inexactly or add in an order that changes."""
     torch.manual_seed(0)
     try:
-        expected = case(torch.device("cpu")) if _is_compared(name) else None
+        expected = case(torch.device("cpu")) if is_compared(name) else None
         with Rehearsal() as rehearsal:
             torch.manual_seed(0)
             result = case(torch.device(DEVICE))
@@ -81,7 +81,7 @@ def rehearse(name: str, case: Case) -> dict[str, Any]:
     return {"error": error, "waits": waits, **found}
 
 
-def _is_compared(name: str) -> bool:
+def is_compared(name: str) -> bool:
     """Whether the CPU runs a case too: not in low precision, which devices round differently, nor every choice."""
     return not name.endswith(("bf16", "fp16")) and "=" not in name
 

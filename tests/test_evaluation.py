@@ -24,9 +24,11 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from cs_models.cli.evaluate import main
 from cs_models.evaluation.protocol import measure, quantise
 from cs_models.evaluation.results import COLUMNS, read_rows
+from cs_models.evaluation.timing import Timed
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
 from cs_models.operators import make_operator
+from cs_models.reconstruction import Solution
 from cs_models.training.weights import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -384,20 +386,73 @@ def test_what_changes_no_weight_but_the_result_changes_the_key() -> None:
 def test_a_compiled_network_is_compiled_before_it_is_timed(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While operations are counted nothing is compiled, so the last call before the first timed one must not count."""
-    counting: list[bool] = []
+    """While operations are counted nothing is compiled, so the last call before the first timed one must not count.
+
+    It has as many images: another number might be compiled anew.
+    """
+    calls: list[tuple[bool, int]] = []
     images = ISTANetPPModule.images
 
-    def noted(*args: Any, **options: Any) -> Any:
-        counting.append(bool(torch.utils._python_dispatch._get_current_dispatch_mode_stack()))
-        return images(*args, **options)
+    def noted(module: ISTANetPPModule, y: torch.Tensor, *args: Any, **options: Any) -> Any:
+        calls.append((bool(torch.utils._python_dispatch._get_current_dispatch_mode_stack()), len(y)))
+        return images(module, y, *args, **options)
 
     monkeypatch.setattr(ISTANetPPModule, "images", noted)
     monkeypatch.setattr(ISTANetPPModule, "compile_layers", lambda module, mode: None)
     checkpoint = save_network(tmp_path / "net.safetensors")
-    words = command(data, tmp_path / "out", "--compile", "--limit", "1", "--ratios", "0.3", methods=str(checkpoint))
-    assert main(words) == 0
-    assert counting == [True, False, False]
+    more = "--compile", "--limit", "2", "--batch_size", "2", "--ratios", "0.3"
+    assert main(command(data, tmp_path / "out", *more, methods=str(checkpoint))) == 0
+    assert calls == [(True, 2), (False, 2), (False, 2)]
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2"])
+def test_scoring_behind_a_gpu_changes_no_row_and_no_order(
+    batch_size: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = []
+    for overlaps in (False, True):
+        monkeypatch.setattr("cs_models.evaluation.loop._Worker._overlaps", overlaps)
+        assert main(command(data, tmp_path / str(overlaps), "--batch_size", batch_size, "--save_images")) == 0
+        tables.append(list(table(tmp_path / str(overlaps)).items()))
+    assert tables[0] == tables[1]
+
+
+def test_what_was_reconstructed_before_a_mistake_is_scored(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data / "tiny/1.png").write_bytes((data / "tiny/1.png").read_bytes()[:60])
+    monkeypatch.setattr("cs_models.evaluation.loop._Worker._overlaps", True)
+    assert main(command(data, tmp_path / "out", "--ratios", "0.1", methods="pinv")) == 2
+    assert [row.image for row in read_rows(tmp_path / "out/per_image.csv")] == ["0"]
+
+
+def test_a_gpu_is_timed_without_standing_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits from the first kernel on; the time is that between two marks among the kernels."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: str) -> None:
+            done.append(f"mark on {stream}")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1500.0
+
+    fakes: dict[str, Any] = {
+        "Event": Event, "current_stream": lambda device: "stream", "synchronize": lambda: done.append("wait"),
+        "reset_peak_memory_stats": lambda device: None, "max_memory_allocated": lambda device: 3 * 2**20,
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    x = torch.rand(2, 1, 8, 8)
+    timed = Timed(lambda: done.append("solve") or Solution(x), torch.device("cuda"))  # type: ignore[func-returns-value]
+    assert done == ["wait", "mark on stream", "solve", "mark on stream"]
+    timed.wait()
+    assert timed.solution.x is x
+    assert timed.solution.residual is None
+    assert (timed.seconds(), timed.peak_memory_mb) == (1.5, 3)
 
 
 def test_other_weights_compute_anew(data: Path, tmp_path: Path) -> None:

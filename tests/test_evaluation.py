@@ -21,6 +21,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cs_models.cli.evaluate import main
 from cs_models.evaluation.protocol import measure, quantise
+from cs_models.evaluation.measurements import file_names, range_line, to_unit_range
 from cs_models.evaluation.results import COLUMNS, read_rows
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
@@ -462,18 +463,23 @@ def test_pictures_are_written_for_the_first_image_or_for_all(data: Path, tmp_pat
     assert len(list(out.glob("images/tiny/*/original_luminance.png"))) == 3
 
 
-def test_real_measurements_are_reconstructed_without_a_ground_truth(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 255.0, -3.0])
+def test_real_measurements_are_reconstructed_without_a_ground_truth(
+    scale: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     phi, y, out = tmp_path / "phi.npy", tmp_path / "y.npy", tmp_path / "out"
     matrix = np.linalg.qr(np.random.RandomState(0).randn(64, 50))[0].T
     np.save(phi, matrix)
     images = torch.rand(2, 1, 16, 24)
     operator = make_operator(str(phi), 50 / 64, (16, 24))
-    np.save(y, operator(images)[:, 0].numpy())
+    np.save(y, scale * operator(images)[:, 0].numpy())
     arguments = ["--methods", "pinv,tv", "--measurements", str(y), "--operator", str(phi), "--shape", "16,24"]
     assert main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
+    expected = scale * operator.pinv(operator(images[1:]))[0, 0].numpy()
+    np.testing.assert_allclose(np.load(out / "reconstructions/001_pinv.npy"), expected, rtol=0, atol=1e-5 * abs(scale))
+    low, high = expected.min(), expected.max()
     picture = np.asarray(Image.open(out / "reconstructions/001_pinv.png"))
-    expected = operator.pinv(operator(images[1:]))[0, 0].clamp(0, 1).numpy()
-    assert np.abs(picture / 255 - expected).max() < 1 / 255
+    assert np.abs(picture / 255 - (expected - low) / (high - low)).max() < 1 / 255
     with (out / "reconstructions.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["method"], line["image"]) for line in lines] == [
@@ -483,6 +489,18 @@ def test_real_measurements_are_reconstructed_without_a_ground_truth(tmp_path: Pa
         ("tv", "1"),
     ]
     assert float(lines[0]["residual"]) < 1e-5
+    assert [float(lines[1][key]) for key in ("lowest", "highest")] == pytest.approx([low, high], rel=0.01)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("values from")]
+    assert said.endswith("span each image's own range; methods are made for images in [0, 1]")
+
+
+def test_pictures_within_the_unit_range_are_shown_as_they_are() -> None:
+    for image in (torch.tensor([0.1, 0.4]), torch.tensor([0.0, 1.0]), torch.full((2,), 7.0)):
+        assert to_unit_range(image) is image
+    for image in (torch.tensor([0.0, 1e-40]), torch.tensor([-3e38, 3e38]), torch.tensor([0.0, 0.09])):
+        assert to_unit_range(image).tolist() == [0, 1]
+    assert range_line([(0.1, 0.4), (0, 1)]) == "values from 0 to 1, kept in .npy files beside the pictures"
+    assert file_names(["a/b", "a_b", "tv", "a:b"]) == ["a_b", "a_b_2", "tv", "a_b_3"]
 
 
 def test_a_yaml_file_and_the_command_line_agree(data: Path, tmp_path: Path) -> None:

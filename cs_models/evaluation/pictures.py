@@ -76,15 +76,20 @@ def write_picture(path: Path, image: Tensor) -> None:
     except OSError as error:
         raise UserError(f"cannot write the folder {path.parent}: {error.strerror}") from error
     if path.suffix == ".npy":
-        _write_npy(path, image)
+        write_array(path, image.flatten())
     else:
         write_png(path, image.permute(1, 2, 0).squeeze(-1).numpy())
 
 
-def _write_npy(path: Path, signal: Tensor) -> None:
+def write_array(path: Path, values: Tensor) -> None:
+    """Write values as a ``.npy`` file into a folder that exists.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     try:
         with replacing(path) as partial, partial.open("wb") as file:
-            np.save(file, signal.flatten().numpy())
+            np.save(file, values.numpy())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from cs_models.arrays import read_npy
 from cs_models.errors import UserError
 from cs_models.evaluation.options import Options
-from cs_models.evaluation.pictures import slug, write_array, write_picture
+from cs_models.evaluation.pictures import distinct_slugs, write_array, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
@@ -63,11 +63,11 @@ def reconstruct_measurements(options: Options) -> str:
         if candidate.network is not None:
             candidate.network.check_operator(operator)
     columns = ["method", "image", "residual", "iterations", "seconds", "lowest", "highest"]
-    names = file_names([candidate.spec.text for candidate in candidates])
+    names = distinct_slugs(candidate.spec.text for candidate in candidates)
     lines, ranges = [], []
     with only_writer(out):
         folder = out / "reconstructions"
-        for candidate, name in zip(candidates, names, strict=True):
+        for candidate in candidates:
             start = time.perf_counter()
             solution = candidate.solve(y, operator)
             estimates = solution.x.float().cpu()
@@ -75,7 +75,7 @@ def reconstruct_measurements(options: Options) -> str:
             seconds = (time.perf_counter() - start) / len(y)
             error = relative(operator(solution.x.to(device)) - y, y)
             for index, estimate in enumerate(estimates):
-                place, (low, high) = folder / f"{index:03d}_{name}.png", _range(estimate)
+                place, (low, high) = folder / f"{index:03d}_{names[candidate.spec.text]}.png", _range(estimate)
                 write_picture(place, to_unit_range(estimate))
                 write_array(place.with_suffix(".npy"), estimate.permute(1, 2, 0).squeeze(-1))
                 steps = "" if solution.iterations is None else str(int(solution.iterations[index]))
@@ -110,13 +110,6 @@ def range_line(ranges: Sequence[tuple[float, float]]) -> str:
     if all(_fits_pictures(*one) for one in ranges):
         return line
     return f"{line}, which span each image's own range; methods are made for images in [0, 1]"
-
-
-def file_names(methods: Sequence[str]) -> list[str]:
-    """Of each method a part of a file name; those that would be equal are numbered."""
-    names = [slug(method) for method in methods]
-    earlier = [names[:index].count(name) for index, name in enumerate(names)]
-    return [f"{name}_{count + 1}" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
 def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor:

@@ -57,6 +57,7 @@ class Row:
         sparse_rate_dct: share of the DCT coefficients that hold 98 % of the sum of their magnitudes.
         sparse_rate_fft: the same of the Fourier coefficients.
         measured_ratio: measurements per pixel that were really taken.
+        origin: the folder or file behind a set of the user's own, whose name others may have too; empty for known sets.
     """
 
     method: str
@@ -89,6 +90,7 @@ class Row:
     sparse_rate_dct: float | None = None
     sparse_rate_fft: float | None = None
     measured_ratio: float | None = None
+    origin: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -130,7 +132,7 @@ class ResultsFile:
             self._write(header)
 
     def rows(self) -> list[Row]:
-        """The rows so far, oldest first. Of rows with the same method, dataset, image and key the last one counts.
+        """The rows so far, oldest first. Of rows with the same `identity` the last one counts.
 
         Raises:
             UserError: if the file is missing or a line cannot be read.
@@ -149,13 +151,13 @@ class ResultsFile:
             raise UserError(f"cannot write {self.path}: {error.strerror}; the rows so far are safe") from error
 
 
-Identity = tuple[str, str, str, str]
-"""Method, dataset, image and run_key, which together name a row."""
+Identity = tuple[str, str, str, str, str]
+"""Method, dataset and its origin, image and run_key, which together name a row."""
 
 
 def identity(row: Row) -> Identity:
     """What names a row."""
-    return row.method, row.dataset, row.image, row.run_key
+    return row.method, row.dataset, row.origin, row.image, row.run_key
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -46,12 +46,15 @@ def run(plan: Plan) -> list[Row]:
     if not is_first(execution.devices):
         worker = _Worker(plan, group)
         with only_writer(folder, first=False):
+            group.barrier()
             worker.run()
         return []
     with only_writer(folder):
         table = ResultsFile(folder)
         table.repair()
-        asked = _Worker(plan, group).run()
+        worker = _Worker(plan, group)
+        group.barrier()  # until all hold the folder
+        asked = worker.run()
         return sorted(table.rows(), key=lambda row: identity(row) in asked)
 
 

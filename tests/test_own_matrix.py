@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from cs_models.operators import (
     ColumnOperator,
     MeasurementOperator,
     StructuredOperator,
+    adjoint_error,
     make_operator,
 )
 from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, unit_norm_columns
+from cs_models.operators.scaled import ScaledOperator, norm_by_power
 from cs_models.operators.whitening import as_published, whitening, with_orthonormal_rows
 from cs_models.reconstruction import Reconstructor
 from cs_models.solvers.ista import FISTA, ISTA, WeightedL1
@@ -127,6 +130,63 @@ def test_the_scale_of_a_column_matrix_does_not_count(name: str, matrix: str, fac
     # Adam makes much of roundings.
     expected = pytest.approx(column_quality(name, matrix, 1.0), abs=0.5 if name == "clomp" else 0.2)
     assert column_quality(name, matrix, factor) == expected
+
+
+class Blur(MeasurementOperator):
+    """A user's own operator, without a matrix or any other tensor: a blurred image, times a factor."""
+
+    def __init__(self, image_size: tuple[int, int], factor: float = 1.0) -> None:
+        super().__init__(image_size, 1.0)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * (x / 2 + x.roll(1, -1) / 4 + x.roll(-1, -1) / 4)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def resized(self, height: int, width: int) -> Blur:
+        return Blur((height, width), self.factor)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "blur", "factor": self.factor}
+
+
+@cache
+def blur_quality(name: str, factor: float) -> float:
+    return quality(name, Blur(SIZE, factor))
+
+
+@pytest.mark.parametrize("factor", [0.001, 255.0])
+@pytest.mark.parametrize("name", [*sorted(set(SOLVERS) - {"omp", "pinv", "stomp"}), "coast"])
+def test_the_scale_of_an_operator_without_a_matrix_does_not_count(name: str, factor: float) -> None:
+    expected = pytest.approx(blur_quality(name, 1.0), abs=0.5 if name == "clomp" else 0.2)
+    assert blur_quality(name, factor) == expected
+
+
+@pytest.mark.parametrize("words", ["pixel", "radial", "cartesian", "transform2d", "radon"])
+def test_operators_of_ours_without_a_matrix_have_one_scale(words: str) -> None:
+    operator = make_operator(words, 0.3, (48, 40))
+    assert operator.unit_norm
+    assert norm_by_power(operator) == pytest.approx(1, abs=0.1)
+    assert with_orthonormal_rows(operator(scene((48, 40))), operator)[1] is operator
+
+
+def test_an_operator_at_unit_norm_obeys_the_laws() -> None:
+    operator = make_operator("radial", 0.4, (10, 12), noise_sigma=0.1).double()
+    scaled = ScaledOperator(operator, 7.0)
+    x = torch.rand(2, 1, 10, 12).double()
+    y = scaled(x)
+    assert adjoint_error(scaled, x, torch.randn_like(y)) < 1e-9
+    torch.testing.assert_close(scaled(scaled.pinv(y)), y)
+    assert scaled.noise_sigma == pytest.approx(0.7)
+    assert scaled.measured_ratio == operator.measured_ratio
+    assert scaled.resized(12, 12).image_size == (12, 12)
+    assert Blur((8, 9)).measured_ratio == 1
 
 
 @pytest.mark.parametrize("words", ["block:8", "structured:8", "column", "pixel", "fourier", "radon"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from cs_models.reconstruction import Solution
 from cs_models.zoo.methods import build_method
 from datamodules.download import main as download
 from tests.conftest import REPOSITORY
+from tests.test_arrays import HOSTILE
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +404,15 @@ WORDS = st.sampled_from(
         *("{", "!!python/object/apply:os.system [ls]", "*a", "cpu", "rgb", "true", "null", "", " ", "..", "/", "~"),
     ]
 ) | st.text(max_size=8)
+CONTENTS = [
+    b"\x80\x04\x95" * 9,
+    struct.pack("<Q", 2**62) + b"{}",
+    *(
+        struct.pack("<Q", len(header)) + header.encode()
+        for header in ("[" * 5000, "{}", '{"__metadata__": {"cs_models": "[]"}}')
+    ),
+    *HOSTILE.values(),
+]  # what files hold, as checkpoints and arrays
 NAMES = st.sampled_from(
     [
         *("methods", "datasets", "ratios", "limit", "channels", "image", "operator", "seed", "seeds", "noise", "bits"),
@@ -412,10 +423,15 @@ NAMES = st.sampled_from(
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(changes=st.dictionaries(NAMES, WORDS, max_size=3), extra=st.lists(WORDS, max_size=1))
+@given(
+    changes=st.dictionaries(NAMES, WORDS, max_size=3),
+    extra=st.lists(WORDS, max_size=1),
+    content=st.sampled_from(CONTENTS),
+)
 def test_no_command_line_gives_a_traceback(
     changes: dict[str, str],
     extra: list[str],
+    content: bytes,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -426,7 +442,7 @@ def test_no_command_line_gives_a_traceback(
     monkeypatch.setattr(Candidate, "solve", lambda self, y, operator: Solution(y))
     bad = tmp_path / "bad"
     for suffix in (".npy", ".safetensors", ".ckpt"):
-        bad.with_suffix(suffix).write_bytes(b"\x80\x04\x95" * 9)
+        bad.with_suffix(suffix).write_bytes(content)
     (tmp_path / "bomb.yaml").write_text(YAML["bomb"])
     filled = {"methods": "pinv", "datasets": str(images), "ratios": "0.3", "device": "cpu"} | changes
     if changes.keys() & {"image", "measurements"} and "datasets" not in changes:

@@ -46,6 +46,8 @@ def run(words: Sequence[str] | None) -> LightningCLI:
     warnings.filterwarnings("ignore", r"\s*Unable to serialize instance <object object")
     # The moving average of the weights is meant to be in eval mode.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+    # The words of the command line, which may be those of `cs-models train`, are read here.
+    warnings.filterwarnings("ignore", ".*LightningCLI's args parameter")
     # One image at a time is validated, read from disk; more processes would not help.
     warnings.filterwarnings("ignore", r".*does not have many workers")
     set_loader("yaml", _load_renamed, exceptions=(yaml.YAMLError,))

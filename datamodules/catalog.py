@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cs_models.errors import UserError, nearest
 from cs_models.files import is_folder
 from datamodules.images import Channels, image_size, list_images, read_image
+from datamodules.names import distinct_names, origin_of, readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -283,7 +284,7 @@ class BenchmarkImages(Sequence["tuple[str, Tensor]"]):
         set_name: name of the set.
         files: its images.
         channels: ``"luminance"`` (C = 1) or ``"rgb"`` (C = 3).
-        origin: the folder of a set of the user's own, see `origin_of`; empty for the sets of the catalogue.
+        origin: the folder of a user's own set, see `datamodules.names.origin_of`; empty for sets of the catalogue.
     """
 
     def __init__(
@@ -356,25 +357,12 @@ def find_images(name: str, data_dir: str | Path | None = None) -> list[ImageFile
     )
 
 
-def origin_of(path: Path) -> str:
-    """What tells a user's folder or file from others of its name: its whole path, as tables can hold it."""
-    return _readable(str(path.resolve()))
-
-
-def _readable(name: str) -> str:
-    r"""A name with bytes that are not UTF-8 written as \xNN, since tables and reports hold it."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def _folders(root: Path) -> list[str]:
     return [path.name for path in root.iterdir() if path.is_dir()] if is_folder(root) else []
 
 
 def _named(paths: Sequence[Path], centre_crop: int | None = None) -> list[ImageFile]:
-    """Name files by their stems, or by their whole names where two files share a stem."""
-    stems = [path.stem for path in paths]
-    names = (path.stem if stems.count(path.stem) == 1 else path.name for path in paths)
-    return [ImageFile(_readable(name), path, centre_crop) for name, path in zip(names, paths, strict=True)]
+    return [ImageFile(name, path, centre_crop) for name, path in zip(distinct_names(paths), paths, strict=True)]
 
 
 def load_set(
@@ -397,7 +385,7 @@ def load_set(
     if name in CATALOG:
         return BenchmarkImages(name, images, channels)
     folder = images[0].path.parent
-    return BenchmarkImages(_readable(folder.resolve().name), images, channels, origin_of(folder))
+    return BenchmarkImages(readable(folder.resolve().name), images, channels, origin_of(folder))
 
 
 def fingerprint(images: Sequence[ImageFile]) -> str:

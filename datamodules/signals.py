@@ -15,7 +15,8 @@ import numpy.typing as npt
 from cs_models.arrays import read_npy
 from cs_models.errors import UserError, nearest
 from cs_models.files import is_file
-from datamodules.catalog import origin_of, resolve_data_dir
+from datamodules.catalog import resolve_data_dir
+from datamodules.names import origin_of
 from datamodules.tables import TableOptions, numbered, parse_options, read_table
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class BenchmarkSignals:
         set_name: name of the set.
         channels: "signal", where a set of images says what its colours are.
         signals: in the units of the file.
-        origin: the user's file and how it is read, see `datamodules.catalog.origin_of`; empty for known sets.
+        origin: the user's file and how it is read, see `datamodules.names.origin_of`; empty for known sets.
     """
 
     channels = "signal"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from PIL import Image
 
 from cs_models.cli.evaluate import main
+from cs_models.errors import UserError
 from cs_models.evaluation.pictures import Pictures, distinct_slugs
 from cs_models.evaluation.report.merge import merge
 from cs_models.evaluation.report.summary import summarise, with_sets_told_apart
 from cs_models.evaluation.results import ResultsFile
+from datamodules.catalog import find_images
 from tests.test_platforms import ROW
 
 WORDS = ["--methods", "pinv", "--ratios", "0.3", "--device", "cpu"]
@@ -105,3 +108,19 @@ def test_texts_that_would_be_one_file_name_get_a_digest() -> None:
     assert names["tv"] == "tv"
     assert names["tv:iterations=3"] == "tv_iterations=3"
     assert len({name.casefold() for name in names.values()}) == 5
+
+
+def test_images_of_one_stem_go_by_their_whole_names(tmp_path: Path) -> None:
+    folder = Path(folder_of_images(tmp_path / "x", 20, ("a", "b")))
+    (folder / "a.jpg").write_bytes((folder / "b.png").read_bytes())
+    assert [file.name for file in find_images(str(folder))] == ["a.jpg", "a.png", "b"]
+    (folder / "a.png.tif").write_bytes((folder / "b.png").read_bytes())  # whose stem is another's whole name
+    assert [file.name for file in find_images(str(folder))] == ["a.jpg", "a.png", "a.png.tif", "b.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_images_that_tables_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    folder = Path(folder_of_images(tmp_path / "x", 20, (r"caf\xe9", "p")))
+    (folder / "p.png").rename(folder / b"caf\xe9.png".decode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match="2 images that would be called"):
+        find_images(str(folder))

@@ -33,7 +33,8 @@ from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import MethodSpec, build_method, parse_methods, usual_operator
 from cs_models.zoo.own_methods import OwnMethod
-from datamodules.catalog import BenchmarkImages, ImageFile, load_set, origin_of
+from datamodules.catalog import BenchmarkImages, ImageFile, load_set
+from datamodules.names import origin_of
 from datamodules.signals import BenchmarkSignals, load_signal_set, names_signals
 
 SMALLEST_SIDE = 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -265,6 +266,36 @@ def test_every_process_of_an_evaluation_holds_the_folder(last: int, tmp_path: Pa
             pass
     processes[last].__exit__(None, None, None)
     with only_writer(tmp_path), only_writer(tmp_path, first=False):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows kills no process by a signal")
+def test_processes_outlive_the_first_one_and_keep_the_folder(tmp_path: Path) -> None:
+    """The first process is killed; what it started goes on, and nobody else is let in until it ends."""
+    program = """if True:
+        import os, subprocess, sys
+        from pathlib import Path
+        from cs_models.locks import holding
+        folder, *words = sys.argv[1:]
+        with holding(Path(folder), "evaluation", first=not words):
+            if not words:
+                subprocess.Popen([sys.executable, __file__, folder, "other"], stdin=sys.stdin)
+            print("held", flush=True)
+            sys.stdin.read()
+    """
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "out")]
+    places = {"env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **places) as first:  # type: ignore[call-overload]
+        assert [first.stdout.readline() for _ in range(2)] == [b"held\n"] * 2
+        first.kill()
+        first.wait()
+        for _ in range(2):
+            with pytest.raises(UserError, match="another evaluation"), holding(tmp_path / "out", "evaluation"):
+                pass
+        first.stdin.close()
+        first.stdout.read()  # until the other one has ended too
+    with holding(tmp_path / "out", "evaluation"):
         pass
 
 

@@ -492,7 +492,8 @@ def test_real_measurements_are_reconstructed_without_a_ground_truth(
     ]
     assert float(lines[0]["residual"]) < 1e-5
     assert [float(lines[1][key]) for key in ("lowest", "highest")] == pytest.approx([low, high], rel=0.01)
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("values from")]
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "values from" in line]
+    assert said.startswith("measured as block:8 from phi.npy; values from ")
     assert said.endswith("span each image's own range; methods are made for images in [0, 1]")
 
 

@@ -15,6 +15,7 @@ from cs_models.errors import UserError
 from cs_models.evaluation.options import Options
 from cs_models.evaluation.pictures import distinct_slugs, write_array, write_picture
 from cs_models.evaluation.plan import choose_device, make_candidate
+from cs_models.evaluation.protocol import operator_label
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
 from cs_models.files import is_file
@@ -83,7 +84,8 @@ def reconstruct_measurements(options: Options) -> str:
                 lines.append([candidate.spec.text, str(index), cells[0], steps, *cells[1:]])
                 ranges.append((low, high))
         write_table(out / "reconstructions.csv", columns, lines)
-    return f"{markdown_table(columns, lines)}\n\n{range_line(ranges)}\n{folder}"
+    taken = f"measured as {operator_label(operator)}; {range_line(ranges)}"
+    return f"{markdown_table(columns, lines)}\n\n{taken}\n{folder}"
 
 
 def _range(image: Tensor) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,22 @@ from safetensors.torch import load_file, save_file
 from cs_models.errors import UserError
 from cs_models.metrics import psnr
 from cs_models.moments import second_moment
+from cs_models.networks.learned_sampling.csnet_plus import CSNetPlusModule
+from cs_models.networks.learned_sampling.opine_net import OPINENetModule
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
-from cs_models.networks.unfolding.module import UnfoldingTraining
+from cs_models.networks.unfolding.ista_net import ISTANetModule
+from cs_models.networks.unfolding.module import UnfoldingTraining, nested_rows
+from cs_models.networks.unfolding.scnet import SCNetConfig, SCNetModule
 from cs_models.operators import BlockOperator, Sampling, SamplingBank, make_operator
-from cs_models.operators.components import SHA256, assemble, components, pack, read_components, symmetry_bases
+from cs_models.operators.components import (
+    SHA256,
+    assemble,
+    components,
+    pack,
+    principal_rows,
+    read_components,
+    symmetry_bases,
+)
 from cs_models.operators.principal import main
 from cs_models.solvers.linear import LinearEstimate
 from cs_models.training.weights import save_checkpoint
@@ -189,6 +202,9 @@ def test_training_and_evaluation_measure_alike(size: int) -> None:
     assert torch.equal(drawn.matrix, natural.matrix)
     assert drawn.spec == natural.spec
     x = torch.rand(1, 1, 40, 50)
+    y, operator = module.prepared(natural(x), natural)
+    assert operator is natural
+    assert torch.equal(y, natural(x))
     loss = module.training_loss(x, drawn(x), drawn)
     loss.backward()
     assert loss.isfinite()
@@ -199,6 +215,54 @@ def test_checkpoints_remember_it(tmp_path: Path) -> None:
     path = save_checkpoint(COASTModule(COASTConfig(layers=1, features=8), training), tmp_path / "network.safetensors")
     operator = load_checkpoint(path).default_operator(0.1, (33, 33))
     assert operator.spec == make_operator("block:pca", 0.1, (33, 33)).spec
+
+
+def _learning(ratios: tuple[float, ...] = (0.05, 0.1), **options: Any) -> SCNetModule:
+    training = UnfoldingTraining(Sampling(ratios, block_size=33, matrices="learned"), **options)
+    return SCNetModule(SCNetConfig(layers=2, features=4), training)
+
+
+def test_learned_rows_stay_nested_and_orthonormal(tmp_path: Path) -> None:
+    module = _learning()
+    x = torch.rand(1, 1, 40, 50)
+    start = module.default_operator(0.1, (40, 50)).matrix
+    torch.testing.assert_close(start, principal_rows(109, 33), atol=1e-5, rtol=0)
+    for step in range(4):
+        operator = module.training_operator((40, 50), step)
+        gradients = torch.autograd.grad(module.training_loss(x, operator(x), operator, step), [*module.parameters()])
+        with torch.no_grad():
+            for weight, gradient in zip(module.parameters(), gradients, strict=True):
+                weight -= 1e-2 * gradient.sign()
+        module.constrain()
+    assert {module.training_operator((40, 50), step).ratio for step in range(8)} == {0.05, 0.1}
+
+    loaded = load_checkpoint(save_checkpoint(module, tmp_path / "network.safetensors"))
+    large, small = (loaded.default_operator(ratio, (40, 50)) for ratio in (0.1, 0.05))
+    torch.testing.assert_close(large.matrix @ large.matrix.T, torch.eye(109), atol=1e-5, rtol=0)
+    assert (large.matrix - start).abs().max() > 1e-3
+    assert torch.equal(small.matrix, large.matrix[:54])
+    assert small.spec == module.default_operator(0.05, (40, 50)).spec
+    assert torch.equal(loaded.reconstruct(small(x), small), module.eval().reconstruct(small(x), small))
+    with pytest.raises(UserError, match=r"learned its sampling for ratios up to 0\.1, not 0\.2"):
+        loaded.default_operator(0.2, (40, 50))
+
+
+def test_learned_rows_start_from_a_network_with_fixed_ones(tmp_path: Path) -> None:
+    fixed = SCNetModule(SCNetConfig(layers=2, features=4), UnfoldingTraining(Sampling((0.1,), matrices="pca")))
+    first = _learning(start_from=str(save_checkpoint(fixed, tmp_path / "fixed.safetensors")))
+    torch.testing.assert_close(first.default_operator(0.1, (33, 33)).matrix, principal_rows(109, 33), atol=1e-5, rtol=0)
+    rows = nested_rows(first.network)
+    assert rows is not None
+    with torch.no_grad():
+        rows.weight.mul_(-1)
+    second = _learning(start_from=str(save_checkpoint(first, tmp_path / "learned.safetensors")))
+    assert torch.equal(second.network.state_dict()["sampling.weight"], rows.weight)
+
+
+@pytest.mark.parametrize("cls", [ISTANetModule, OPINENetModule, CSNetPlusModule])
+def test_networks_that_cannot_learn_rows_for_all_ratios(cls: Any) -> None:
+    with pytest.raises(UserError, match=r"sampling\.matrices 'learned'"):
+        cls(training=cls.training_class(Sampling((0.1,), matrices="learned")))
 
 
 def test_headers_from_before_mean_random_rows(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ COMMANDS = {
     "convert": ("cs_models.zoo.checkpoints:main", (), "turn a .ckpt of a training into a .safetensors file"),
     "iterates": ("cs_models.evaluation.iterates:main", (), "show a reconstruction iteration by iteration"),
     "merge": ("cs_models.evaluation.report.merge:main", (), "join results folders into one report"),
+    "report": ("cs_models.evaluation.report.paper:main", (), "write a report anew, or LaTeX and Markdown tables of it"),
+    "leaderboard": ("cs_models.evaluation.leaderboard:main", (), "make a page of results that opens in a browser"),
     "cards": ("cs_models.evaluation.report.cards:main", (), "put networks into the zoo and write its cards"),
 }
 

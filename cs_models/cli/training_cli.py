@@ -40,16 +40,18 @@ def run(words: Sequence[str] | None) -> LightningCLI:
         jsonargparse.ArgumentError: for arguments or YAML keys that do not parse.
     """
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_tells_of_this_training)
+    # `main` hands over the words of the command line, in which names of configurations have been resolved.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
     # Lightning's own use of torch, which nobody who trains can change.
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec")
     # wandb.init has a default that is no plain value and that no configuration needs.
     warnings.filterwarnings("ignore", r"\s*Unable to serialize instance <object object")
     # The moving average of the weights is meant to be in eval mode.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
-    # The words of the command line, which may be those of `cs-models train`, are read here.
-    warnings.filterwarnings("ignore", ".*LightningCLI's args parameter")
     # One image at a time is validated, read from disk; more processes would not help.
     warnings.filterwarnings("ignore", r".*does not have many workers")
+    # The data module counts the batches that it delivered, and goes on after them.
+    warnings.filterwarnings("ignore", r"You're resuming from a checkpoint that ended before the epoch ended")
     set_loader("yaml", _load_renamed, exceptions=(yaml.YAMLError,))
     return TrainCLI(
         LightningTraining,

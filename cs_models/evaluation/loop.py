@@ -122,7 +122,7 @@ class _Worker:
         batch: list[Task] = []
         for index in self._share(case):
             task = self.plan.task(case, index)
-            row = case.candidate.spec.text, case.images.set_name, case.images.origin, task.name, task.run_key
+            row = case.candidate.spec.text, case.images.origin or case.images.set_name, task.name, task.run_key
             self.asked.add(row)
             if row in self.done and (task.pictures is None or task.pictures.exist()):
                 bar.update()
@@ -190,6 +190,7 @@ class _Worker:
                 peak_memory_mb=peak_memory_mb,
                 settings_key=short_hash(candidate.facts | matrix),
                 measured_ratio=operator.measured_ratio,
+                provenance=candidate.provenance,
                 origin=case.images.origin,
                 **scores,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,19 @@ def write_picture(path: Path, image: Tensor) -> None:
         write_array(path, image.flatten())
     else:
         write_png(path, image.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def copy_picture(source: Path, target: Path) -> None:
+    """Copy a file, and make the folders that lead to it.
+
+    Raises:
+        UserError: if it cannot be read or written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise UserError(f"cannot copy {source} to {target}: {error.strerror}") from error
 
 
 def write_array(path: Path, values: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -82,6 +83,13 @@ class Candidate:
         """Trainable parameters; of a network with a moving average, of that alone."""
         modules = self.modules if self.network is None else [self.network.evaluated_network]
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    @property
+    def provenance(self) -> str:
+        """Where the method comes from: "training-free", "own code", or that of its weights, see `weights_origin`."""
+        if self.network is not None and (self.network.provenance or not self.spec.own):
+            return weights_origin(self.network.provenance)
+        return "own code" if self.spec.own else "training-free"
 
     def to(self, device: torch.device) -> None:
         """Move what has weights."""
@@ -331,6 +339,19 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
         reconstructor.compile_layers()
     precision = usual_precision(device) if execution.precision == "auto" else execution.precision
     return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)), tiling)
+
+
+def weights_origin(provenance: Mapping[str, Any]) -> str:
+    """In a word where weights come from: "released" (imported), "trained" (by this project), or "fine-tuned".
+
+    Args:
+        provenance: of a checkpoint's header; its trainings name what they went on from as `start_from`.
+    """
+    if "imported" in provenance:
+        return "released"
+    earlier = provenance.get("start_from")
+    # A file of unknown origin may say anything there.
+    return "fine-tuned" if isinstance(earlier, dict) and weights_origin(earlier) != "trained" else "trained"
 
 
 def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:

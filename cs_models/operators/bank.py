@@ -39,7 +39,8 @@ class Sampling:
         ratios: nominal CS ratios in (0, 1], each equally likely.
         kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask per ratio.
         block_size: B.
-        matrices: of "block": "gaussian"; or "pca", the principal components of photographs, one matrix for all ratios.
+        matrices: of "block": "gaussian"; or one matrix for all ratios: "pca", the principal components of photographs,
+            or "learned", orthonormal rows that start from these and are trained with the network.
         matrices_per_ratio: number of different matrices; the ratios share them, a smaller one taking the first rows.
         noise_sigma: largest standard deviation of the noise on the measurements, on the 0-255 scale; each step
             draws one uniformly between 0 and it.
@@ -51,7 +52,7 @@ class Sampling:
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     kind: Literal["block", "structured", "fourier"] = "block"
     block_size: int = 33
-    matrices: Literal["gaussian", "pca"] = "gaussian"
+    matrices: Literal["gaussian", "pca", "learned"] = "gaussian"
     matrices_per_ratio: int = 1
     noise_sigma: float = 0.0
     seed: int = 0
@@ -74,14 +75,15 @@ class Sampling:
         if self.kind != "fourier":
             n = self.block_size**2
             check_matrix_memory(structured_rows(max(self.ratios), n), n)
-        if self.matrices == "pca":
+        if self.matrices != "gaussian":
             self._check_principal()
 
     def _check_principal(self) -> None:
+        kind = f"matrices '{self.matrices}'"
         if self.kind != "block":
-            raise UserError(f"matrices 'pca' are for sampling.kind 'block', not '{self.kind}'")
+            raise UserError(f"{kind} are for sampling.kind 'block', not '{self.kind}'")
         if self.matrices_per_ratio != 1:
-            raise UserError(f"matrices 'pca' are one: matrices_per_ratio must be 1, got {self.matrices_per_ratio}")
+            raise UserError(f"{kind} are one: matrices_per_ratio must be 1, got {self.matrices_per_ratio}")
         check_block_size(self.block_size)
 
     @property
@@ -125,13 +127,21 @@ class SamplingBank:
 
     def draw(self, step: int, image_size: tuple[int, int], device: torch.device | str = "cpu") -> MeasurementOperator:
         """The operator of a training step. The matrices stay on the device that asked last."""
-        sampling = self.sampling
-        generator = torch.Generator().manual_seed(mix(sampling.seed, step))
-        ratio = sampling.ratios[_below(len(sampling.ratios), generator)]
-        index = _below(sampling.matrices_per_ratio, generator)
-        sigma = sampling.noise_sigma / 255 * torch.rand((), generator=generator).item()
+        generator = torch.Generator().manual_seed(mix(self.sampling.seed, step))
+        ratio, index, sigma = self._settings(generator)
         permutation_seed = _below(2**31, generator)
         return self._operator(ratio, index, image_size, permutation_seed, sigma, device)
+
+    def draw_settings(self, step: int) -> tuple[float, float]:
+        """The ratio of a training step, and the standard deviation of its noise for pixels in [0, 1]."""
+        ratio, _, sigma = self._settings(torch.Generator().manual_seed(mix(self.sampling.seed, step)))
+        return ratio, sigma
+
+    def _settings(self, generator: torch.Generator) -> tuple[float, int, float]:
+        sampling = self.sampling
+        ratio = sampling.ratios[_below(len(sampling.ratios), generator)]
+        index = _below(sampling.matrices_per_ratio, generator)
+        return ratio, index, sampling.noise_sigma / 255 * torch.rand((), generator=generator).item()
 
     def matrix(self, ratio: float, index: int = 0, device: torch.device | str | None = None) -> Tensor:
         """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows; by default where torch makes

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cs_models.operators.block import BlockOperator
+from cs_models.operators.carried import carried_source
+from cs_models.operators.components import principal_rows
 from cs_models.operators.matrices import (
     check_matrix_memory,
     gaussian_matrix,
@@ -17,6 +19,8 @@ from cs_models.operators.matrices import (
     rows_for_ratio,
     shapes_only,
 )
+from cs_models.operators.remembered import Remembered
+from cs_models.precision import no_tf32
 from cs_models.transforms.dct import dct_matrix
 
 Start = Literal["gaussian", "signs", "dct"]
@@ -37,6 +41,7 @@ class LearnedBlocks(nn.Module, ABC):
         super().__init__()
         self.ratio = ratio
         self.block_size = block_size
+        self._fixed: Remembered[tuple[Tensor, dict[str, Any]]] = Remembered()
 
     @abstractmethod
     def matrix(self) -> Tensor:
@@ -48,6 +53,15 @@ class LearnedBlocks(nn.Module, ABC):
         """The current sampling for images ``(H, W)``; see `BlockOperator` for the other arguments."""
         # A copy, since the optimiser changes parameters in their place.
         return BlockOperator(self.matrix().clone(), image_size, self.ratio, noise_sigma, source)
+
+    @torch.no_grad()
+    def fixed(self) -> tuple[Tensor, dict[str, Any]]:
+        """A copy of the matrix, the same one until training moves on, and its source for an operator's `spec`."""
+        return self._fixed(tuple(self.parameters()), self._copied)
+
+    def _copied(self) -> tuple[Tensor, dict[str, Any]]:
+        matrix = self.matrix().detach().clone()  # the optimiser changes parameters in their place
+        return matrix, carried_source(matrix)
 
     def constrain(self) -> None:
         """Project the parameters to where they must lie, for after an optimiser step; by default anywhere."""
@@ -123,6 +137,54 @@ class ScaledSigns(LearnedBlocks):
 
     def matrix(self) -> Tensor:
         return self.scale * (_signs(self.weight) + (self.weight - self.weight.detach()))
+
+
+class NestedRows(LearnedBlocks):
+    """Orthonormal rows for every ratio at once: those of a smaller ratio are the first rows of a larger one.
+
+    They are what Gram and Schmidt make of a weight W, row by row from the first: with ``W W^T = L L^T`` and L lower
+    triangular, ``A = L^-1 W``. Its first rows depend on the first rows of W alone, and every step of a training has
+    orthonormal ones. The start are the principal components of photographs.
+
+    Attributes:
+        ratio: the largest one.
+        weight: W ``(M, B^2)``, with entries near 1, so that a step of Adam is a small part of them.
+    """
+
+    def __init__(self, ratio: float, block_size: int) -> None:
+        """
+        Args:
+            ratio: the largest CS ratio, in (0, 1].
+            block_size: B; see `principal_rows`.
+
+        Raises:
+            UserError: if the package has no principal components for this block size.
+        """
+        super().__init__(ratio, block_size)
+        rows = rows_for_ratio(ratio, block_size**2)
+        start = torch.empty(rows, block_size**2) if shapes_only() else principal_rows(rows, block_size)
+        self.weight = nn.Parameter(block_size * start)
+
+    def matrix(self) -> Tensor:
+        return gram_schmidt(self.weight)
+
+    def at(self, ratio: float, image_size: tuple[int, int], noise_sigma: float = 0.0) -> BlockOperator:
+        """The current sampling at a ratio up to the largest one, differentiable in the parameters."""
+        matrix = gram_schmidt(self.weight[: rows_for_ratio(ratio, self.block_size**2)])
+        return BlockOperator(matrix, image_size, ratio, noise_sigma)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Orthonormal rows again, which `matrix` would give as well, so that W stays well conditioned."""
+        self.weight.copy_(self.block_size * self.matrix())
+
+
+def gram_schmidt(rows: Tensor) -> Tensor:
+    """Rows ``(M, n)``, orthonormalised one after the other, differentiably, without a wait for the device."""
+    with torch.autocast(rows.device.type, enabled=False), no_tf32():
+        factor: Tensor = torch.linalg.cholesky_ex(rows @ rows.T)[0]
+        orthonormal: Tensor = torch.linalg.solve_triangular(factor, rows, upper=False)
+    return orthonormal
 
 
 def _signs(weight: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator, SamplingBank, make_operator
 from cs_models.operators.carried import CarriedSampling
 from cs_models.operators.matrices import tensor_sha256
-from cs_models.operators.whitening import as_trained
+from cs_models.operators.whitening import as_trained, with_orthonormal_rows
 from cs_models.precision import no_tf32
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.options import Training
@@ -37,6 +37,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
         name: of the model, as checkpoints remember it.
         config_class: type of `config`.
         training_class: type of `training_options`.
+        learns_rows: whether ``sampling.matrices: learned`` is for this kind of network.
         network: maps (y, A) of one-channel images to images.
         config: architecture, a dataclass of plain values.
         without_effect: fields of `config` that change neither weights nor results, such as where weights came from.
@@ -49,6 +50,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
     name: str
     config_class: type
     training_class: type[Training] = Training
+    learns_rows: bool = False
     without_effect: frozenset[str] = frozenset()
     network: nn.Module
 
@@ -57,6 +59,11 @@ class ReconstructionModule(nn.Module, Reconstructor):
     def __init__(self, net: nn.Module, config: Any, training: Training) -> None:
         super().__init__()
         _check_definition(type(self), config)
+        if training.sampling.matrices == "learned" and not self.learns_rows:
+            raise UserError(
+                f"{self.name} cannot train sampling rows along; sampling.matrices 'learned' is for unfolding networks "
+                "that take any matrix"
+            )
         self.network = net.to(memory_format=torch.channels_last)
         self.config = config
         self.training_options = training
@@ -85,6 +92,8 @@ class ReconstructionModule(nn.Module, Reconstructor):
 
     def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
         """As training samples, see `as_trained`; a network for one matrix overrides it and takes that as it is."""
+        if self.training_options.sampling.matrices != "gaussian":  # whose first row sees all of the brightness
+            return with_orthonormal_rows(y, operator)
         return as_trained(y, operator)
 
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:

@@ -61,7 +61,8 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 def load_weights(network: nn.Module, path: str | Path) -> dict[str, Any]:
     """Fill a network with the weights of a checkpoint of the same architecture.
 
-    What a network names in `of_one_matrix` stays its own: the checkpoint may be of another ratio or matrix.
+    What a network names in `of_one_matrix` stays its own: the checkpoint may be of another ratio or matrix. So do rows
+    that it trains along, where those of the checkpoint are fixed.
 
     Returns:
         The checkpoint's provenance.
@@ -73,6 +74,9 @@ def load_weights(network: nn.Module, path: str | Path) -> dict[str, Any]:
     holder = nn.ModuleDict({"network": network})
     weights = {key: value for key, value in tensors.items() if key.startswith("network.")}
     weights |= {f"network.{name}": getattr(network, name) for name in getattr(network, "of_one_matrix", ())}
+    if not any(key.startswith("network.sampling.") for key in weights):
+        own = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        weights |= {name: tensor for name, tensor in own.items() if name.startswith("network.sampling.")}
     try:
         fill(holder, weights, ("network.",))
     except UserError as error:

@@ -18,7 +18,7 @@ from cs_models.errors import UserError
 from cs_models.networks.injector import Injector
 from cs_models.networks.invertible import Context, Wired, stabilise
 from cs_models.operators import BlockOperator, MeasurementOperator, Sampling
-from cs_models.operators.carried import carried_source, same_matrix
+from cs_models.operators.carried import same_matrix
 from cs_models.operators.learned import LearnedBlocks
 from cs_models.operators.remembered import Remembered
 from cs_models.precision import no_tf32
@@ -111,7 +111,6 @@ class LearnedSamplingModule(ReconstructionModule):
 
     def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
         super().__init__(network, config, training)
-        self._made: Remembered[tuple[Tensor, dict[str, Any]]] = Remembered()
         self._equal: Remembered[bool] = Remembered()
         if training.sampling.noise_sigma:
             raise UserError(f"{self.name} learns its sampling without noise; leave sampling.noise_sigma at 0")
@@ -121,7 +120,6 @@ class LearnedSamplingModule(ReconstructionModule):
     ) -> MeasurementOperator:
         return learned_sampling(self.network).operator(image_size)
 
-    @torch.no_grad()
     def default_operator(
         self, ratio: float, image_size: tuple[int, int], seed: int = 0, noise_sigma: float = 0.0
     ) -> MeasurementOperator:
@@ -129,8 +127,7 @@ class LearnedSamplingModule(ReconstructionModule):
         if abs(ratio - sampling.ratio) > 1e-6:
             raise UserError(f"this {self.name} learned its sampling for ratio {sampling.ratio:g} alone, not {ratio:g}")
         # The same tensor until training moves on, so that `check_operator` knows it again.
-        weights = tuple(sampling.parameters())
-        matrix, source = self._made(weights, lambda: _matrix_of(sampling))
+        matrix, source = sampling.fixed()
         return BlockOperator(matrix, image_size, ratio, noise_sigma, source)
 
     def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
@@ -160,12 +157,6 @@ class LearnedSamplingModule(ReconstructionModule):
         stabilise(self.network)
 
 
-def _matrix_of(sampling: LearnedBlocks) -> tuple[Tensor, dict[str, Any]]:
-    """A copy of a sampling's matrix, since the optimiser changes parameters in their place, and its source."""
-    matrix = sampling.matrix().detach().clone()
-    return matrix, carried_source(matrix)
-
-
 def learned_sampling(network: nn.Module) -> LearnedBlocks:
     """The part of a network that is its sampling."""
     return next(part for part in network.modules() if isinstance(part, LearnedBlocks))
@@ -181,8 +172,10 @@ def learned_ratio(sampling: Sampling, name: str) -> float:
         raise UserError(
             f"{name} learns the sampling of blocks for one ratio: give one in sampling.ratios, and kind 'block'"
         )
-    if sampling.matrices == "pca":
-        raise UserError(f"{name} learns its sampling, so sampling.matrices 'pca' would change nothing; leave it out")
+    if sampling.matrices != "gaussian":
+        raise UserError(
+            f"{name} learns its sampling, so sampling.matrices '{sampling.matrices}' would change nothing; leave it out"
+        )
     return sampling.ratios[0]
 
 

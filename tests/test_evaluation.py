@@ -22,8 +22,10 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cs_models.cli.evaluate import main
+from cs_models.evaluation.measurements import range_line, to_unit_range
+from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import measure, quantise
-from cs_models.evaluation.results import COLUMNS, read_rows
+from cs_models.evaluation.results import COLUMNS, ResultsFile, read_rows
 from cs_models.evaluation.timing import Timed
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
@@ -350,8 +352,9 @@ def test_the_picture_beside_a_reconstruction_is_its_own(data: Path, tmp_path: Pa
         (tmp_path / folder).mkdir()
         Image.fromarray(np.full((size, size), 9, np.uint8)).save(tmp_path / folder / "photo.png")
         assert main(command(data, out, "--image", str(tmp_path / folder / "photo.png"), methods="pinv")) == 0
-    (original,) = out.glob("images/*/photo/original_*.png")
-    assert Image.open(original).size == (48, 48)
+    for row, size in zip(ResultsFile(out).rows(), (40, 48), strict=True):
+        pictures = Pictures.of_row(out, row)
+        assert Image.open(pictures.original).size == Image.open(pictures.reconstruction).size == (size, size)
 
 
 def test_a_changed_matrix_file_counts_alone(data: Path, tmp_path: Path) -> None:
@@ -486,7 +489,7 @@ def test_an_own_picture_is_reconstructed_in_colour(data: Path, tmp_path: Path) -
     assert main(command(data, out, "--image", str(data / "tiny/2.png"), methods="tv")) == 0
     row = next(read_rows(out / "per_image.csv"))
     assert (row.dataset, row.image, row.channels) == ("image", "2", "rgb")
-    (picture,) = (out / "images/image/2/0.3").glob("tv_*.png")
+    (picture,) = out.glob("images/*/2/0.3/tv_*.png")
     assert np.asarray(Image.open(picture)).shape == (33, 66, 3)
 
 
@@ -543,24 +546,29 @@ def test_constant_measurements_stay_when_quantised() -> None:
 def test_pictures_are_written_for_the_first_image_or_for_all(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     main(command(data, out, methods="pinv"))
-    assert len(list(out.glob("images/tiny/*/*/pinv_*.png"))) == 2
+    assert len(list(out.glob("images/tiny-*/*/*/pinv_*.png"))) == 2
     main(command(data, out, "--save_images", methods="pinv"))
-    assert len(list(out.glob("images/tiny/*/*/pinv_*.png"))) == 6
-    assert len(list(out.glob("images/tiny/*/original_luminance.png"))) == 3
+    assert len(list(out.glob("images/tiny-*/*/*/pinv_*.png"))) == 6
+    assert len(list(out.glob("images/tiny-*/*/original_luminance.png"))) == 3
 
 
-def test_real_measurements_are_reconstructed_without_a_ground_truth(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 255.0, -3.0])
+def test_real_measurements_are_reconstructed_without_a_ground_truth(
+    scale: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     phi, y, out = tmp_path / "phi.npy", tmp_path / "y.npy", tmp_path / "out"
     matrix = np.linalg.qr(np.random.RandomState(0).randn(64, 50))[0].T
     np.save(phi, matrix)
     images = torch.rand(2, 1, 16, 24)
     operator = make_operator(str(phi), 50 / 64, (16, 24))
-    np.save(y, operator(images)[:, 0].numpy())
+    np.save(y, scale * operator(images)[:, 0].numpy())
     arguments = ["--methods", "pinv,tv", "--measurements", str(y), "--operator", str(phi), "--shape", "16,24"]
     assert main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
+    expected = scale * operator.pinv(operator(images[1:]))[0, 0].numpy()
+    np.testing.assert_allclose(np.load(out / "reconstructions/001_pinv.npy"), expected, rtol=0, atol=1e-5 * abs(scale))
+    low, high = expected.min(), expected.max()
     picture = np.asarray(Image.open(out / "reconstructions/001_pinv.png"))
-    expected = operator.pinv(operator(images[1:]))[0, 0].clamp(0, 1).numpy()
-    assert np.abs(picture / 255 - expected).max() < 1 / 255
+    assert np.abs(picture / 255 - (expected - low) / (high - low)).max() < 1 / 255
     with (out / "reconstructions.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["method"], line["image"]) for line in lines] == [
@@ -570,6 +578,18 @@ def test_real_measurements_are_reconstructed_without_a_ground_truth(tmp_path: Pa
         ("tv", "1"),
     ]
     assert float(lines[0]["residual"]) < 1e-5
+    assert [float(lines[1][key]) for key in ("lowest", "highest")] == pytest.approx([low, high], rel=0.01)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "values from" in line]
+    assert said.startswith("measured as block:8 from phi.npy; values from ")
+    assert said.endswith("span each image's own range; methods are made for images in [0, 1]")
+
+
+def test_pictures_within_the_unit_range_are_shown_as_they_are() -> None:
+    for image in (torch.tensor([0.1, 0.4]), torch.tensor([0.0, 1.0]), torch.full((2,), 7.0)):
+        assert to_unit_range(image) is image
+    for image in (torch.tensor([0.0, 1e-40]), torch.tensor([-3e38, 3e38]), torch.tensor([0.0, 0.09])):
+        assert to_unit_range(image).tolist() == [0, 1]
+    assert range_line([(0.1, 0.4), (0, 1)]) == "values from 0 to 1, kept in .npy files beside the pictures"
 
 
 def test_a_yaml_file_and_the_command_line_agree(data: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from cs_models.cli.allocator import keep_freed_memory
 from cs_models.cli.configs import with_configs_found
+from cs_models.cli.interrupts import INTERRUPTED, ending_at_once
 from cs_models.errors import UserError, lost_process, memory_in_one_line, nearest, report
 from cs_models.evaluation.options import Comparison, Execution, Measuring, Options, Output, check_text
 from cs_models.files import is_file
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(f"{lost}; the same command goes on where it stopped")
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
@@ -179,13 +180,15 @@ def evaluate(options: Options) -> None:
     check_names(options.comparison)
     # Imported late, so that --help and mistakes in the command line answer at once.
     if options.measuring.measurements is not None:
-        from cs_models.evaluation.measurements import reconstruct_measurements
+        with ending_at_once():
+            from cs_models.evaluation.measurements import reconstruct_measurements
 
         print(reconstruct_measurements(options))
         return
-    from cs_models.evaluation.loop import run
-    from cs_models.evaluation.plan import Plan
-    from cs_models.evaluation.report.tables import write_report
+    with ending_at_once():
+        from cs_models.evaluation.loop import run
+        from cs_models.evaluation.plan import Plan
+        from cs_models.evaluation.report.tables import write_report
 
     rows = run(Plan(options))
     if rows:
@@ -208,10 +211,11 @@ def check_names(comparison: Comparison) -> None:
     Raises:
         UserError: for a name that does not exist, with the nearest one, or a missing file.
     """
-    from cs_models.zoo.methods import parse_methods
-    from datamodules.catalog import find_images
-    from datamodules.images import read_image
-    from datamodules.signals import names_signals
+    with ending_at_once():
+        from cs_models.zoo.methods import parse_methods
+        from datamodules.catalog import find_images
+        from datamodules.images import read_image
+        from datamodules.signals import names_signals
 
     parse_methods(comparison.methods, comparison.ratios)
     for name in comparison.datasets:

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cs_models.cli.configs import renamed, with_configs_found
+from cs_models.cli.interrupts import INTERRUPTED, ending_at_once
 from cs_models.cli.spelling import SUBCOMMANDS, check_spelling
 from cs_models.errors import (
     LostProcessError,
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print("interrupted; the same command with --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -89,8 +90,9 @@ def train(words: Sequence[str]) -> LightningCLI:
         sys.path.insert(0, "")  # classes of the user's own, in the folder where the command is typed
     check_spelling(words)
     # Imported here so that --help, a missing configuration and a misspelt option answer at once.
-    from cs_models.cli.allocator import keep_freed_memory
-    from cs_models.cli.training_cli import run
+    with ending_at_once():
+        from cs_models.cli.allocator import keep_freed_memory
+        from cs_models.cli.training_cli import run
 
     keep_freed_memory()
     return run(words)

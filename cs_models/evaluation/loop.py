@@ -48,12 +48,15 @@ def run(plan: Plan) -> list[Row]:
     if not is_first(execution.devices):
         worker = _Worker(plan, group)
         with only_writer(folder, first=False):
+            group.barrier()
             worker.run()
         return []
     with only_writer(folder):
         table = ResultsFile(folder)
         table.repair()
-        asked = _Worker(plan, group).run()
+        worker = _Worker(plan, group)
+        group.barrier()  # until all hold the folder
+        asked = worker.run()
         return sorted(table.rows(), key=lambda row: identity(row) in asked)
 
 
@@ -134,7 +137,7 @@ class _Worker:
         batch: list[Task] = []
         for index in self._share(case):
             task = self.plan.task(case, index)
-            row = case.candidate.spec.text, case.images.set_name, task.name, task.run_key
+            row = case.candidate.spec.text, case.images.origin or case.images.set_name, task.name, task.run_key
             self.asked.add(row)
             if row in self.done and (task.pictures is None or task.pictures.exist()):
                 bar.update()
@@ -243,6 +246,7 @@ class _Worker:
                 settings_key=short_hash(candidate.facts | matrix),
                 measured_ratio=operator.measured_ratio,
                 provenance=candidate.provenance,
+                origin=case.images.origin,
                 **scores,
             )
 

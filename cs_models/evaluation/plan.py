@@ -37,6 +37,7 @@ from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import MethodSpec, build_method, parse_methods, usual_operator
 from cs_models.zoo.own_methods import OwnMethod
 from datamodules.catalog import BenchmarkImages, ImageFile, load_set
+from datamodules.names import origin_of
 from datamodules.signals import BenchmarkSignals, load_signal_set, names_signals
 
 SMALLEST_SIDE = 7
@@ -247,6 +248,7 @@ class Plan:
             pictures = Pictures.locate(
                 self.options.output.out,
                 case.images.set_name,
+                case.images.origin,
                 name,
                 case.images.channels,
                 case.candidate.ratio,
@@ -372,7 +374,7 @@ def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
     comparison = options.comparison
     if comparison.image is not None:
         path = Path(comparison.image)
-        return [BenchmarkImages("image", [ImageFile(path.stem, path)], options.channels)]
+        return [BenchmarkImages("image", [ImageFile(path.stem, path)], options.channels, origin_of(path))]
     sets = [
         load_signal_set(name, comparison.data_dir, comparison.limit)
         if names_signals(name)
@@ -380,9 +382,6 @@ def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
         for name in comparison.datasets
     ]
     for first, second in combinations(zip(comparison.datasets, sets, strict=True), 2):
-        if first[1].set_name == second[1].set_name:
-            raise UserError(
-                f"--datasets '{first[0]}' and '{second[0]}' would both be called '{first[1].set_name}' in the results; "
-                "evaluate one at a time, each with its own --out, or rename a folder"
-            )
+        if (first[1].set_name, first[1].origin) == (second[1].set_name, second[1].origin):
+            raise UserError(f"--datasets '{first[0]}' and '{second[0]}' are one set; name it once")
     return sets

@@ -116,7 +116,8 @@ class OMP(IterativeSolver):
 
     Attributes:
         sparsity: K, atoms of a signal; None: a quarter of its measurements.
-        tolerance: stop a signal earlier, where the residual is below this share of y.
+        tolerance: stop a signal earlier, where the residual is below this share of y, or what the noise is expected to
+            be.
     """
 
     sparsity: int | None = None
@@ -129,15 +130,20 @@ class OMP(IterativeSolver):
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = dictionary_problem(y, operator, "omp")
         steps = sparsity_of(self.sparsity, 0.25, problem.m, problem.n)
-        groups = problem.y.split(signals_together(problem.y, steps))
+        together = signals_together(problem.y, steps)
+        target = (energy(problem.y) * self.tolerance**2).clamp_min(problem.noise_energy)
+        groups, targets = problem.y.split(together), target.split(together)
         with self.run(steps * len(groups)) as run:
-            results = [self._pursue(group, problem.atoms, steps, run) for group in groups]
+            results = [
+                self._pursue(group, problem.atoms, steps, target, run)
+                for group, target in zip(groups, targets, strict=True)
+            ]
         s, iterations, converged = (torch.cat(parts) for parts in zip(*results, strict=True))
         return problem.solution(s, iterations, converged)
 
-    def _pursue(self, y: Tensor, atoms: Tensor, steps: int, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod
+    def _pursue(y: Tensor, atoms: Tensor, steps: int, target: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         basis = SupportBasis(y, atoms, steps)
-        target = energy(y) * self.tolerance**2
         iterations = torch.zeros_like(basis.count)
         active = energy(y) > target
         for iteration in range(steps):

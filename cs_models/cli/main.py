@@ -22,6 +22,7 @@ COMMANDS = {
     "iterates": ("cs_models.evaluation.iterates:main", (), "show a reconstruction iteration by iteration"),
     "merge": ("cs_models.evaluation.report.merge:main", (), "join results folders into one report"),
     "cards": ("cs_models.evaluation.report.cards:main", (), "put networks into the zoo and write its cards"),
+    "hub": ("cs_models.cli.hub:main", (), "cards for the Hugging Face Hub, and uploads"),
 }
 
 

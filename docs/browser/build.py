@@ -134,7 +134,8 @@ def product_graph() -> bytes:
     from onnx import TensorProto, helper
 
     a, b, c = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in zip("abc", ("mk", "kn", "mn"))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in zip("abc", ("mk", "kn", "mn"), strict=True)
     )
     body = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", [a, b], [c])
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
@@ -259,13 +260,19 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def build(out: Path, networks: Sequence[str] = NETWORKS, ratios: Sequence[float] = RATIOS) -> Path:
+def build(
+    out: Path,
+    networks: Sequence[str] = NETWORKS,
+    ratios: Sequence[float] = RATIOS,
+    photos: Sequence[dict[str, str]] | None = None,
+) -> Path:
     """Write the page.
 
     Args:
         out: the file.
         networks: unfolding networks of the zoo, or checkpoints, that take blocks of one size.
         ratios: for networks that take any.
+        photos: see `photographs`, which gives those of the page by default.
 
     Raises:
         UserError: if the runtime cannot be had, or a network cannot be exported.
@@ -277,7 +284,7 @@ def build(out: Path, networks: Sequence[str] = NETWORKS, ratios: Sequence[float]
     index = {
         "block": 33,
         "networks": described,
-        "photos": photographs(),
+        "photos": photographs() if photos is None else photos,
         "product": [pool.add(product), len(product)],
         "tv": total_variation(),
     }

@@ -25,6 +25,7 @@ COMMANDS = {
     "report": ("cs_models.evaluation.report.paper:main", (), "write a report anew, or LaTeX and Markdown tables of it"),
     "leaderboard": ("cs_models.evaluation.leaderboard:main", (), "make a page of results that opens in a browser"),
     "cards": ("cs_models.evaluation.report.cards:main", (), "put networks into the zoo and write its cards"),
+    "hub": ("cs_models.cli.hub:main", (), "cards for the Hugging Face Hub, and uploads"),
 }
 
 

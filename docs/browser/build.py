@@ -260,13 +260,19 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def build(out: Path, networks: Sequence[str] = NETWORKS, ratios: Sequence[float] = RATIOS) -> Path:
+def build(
+    out: Path,
+    networks: Sequence[str] = NETWORKS,
+    ratios: Sequence[float] = RATIOS,
+    photos: Sequence[dict[str, str]] | None = None,
+) -> Path:
     """Write the page.
 
     Args:
         out: the file.
         networks: unfolding networks of the zoo, or checkpoints, that take blocks of one size.
         ratios: for networks that take any.
+        photos: see `photographs`, which gives those of the page by default.
 
     Raises:
         UserError: if the runtime cannot be had, or a network cannot be exported.
@@ -278,7 +284,7 @@ def build(out: Path, networks: Sequence[str] = NETWORKS, ratios: Sequence[float]
     index = {
         "block": 33,
         "networks": described,
-        "photos": photographs(),
+        "photos": photographs() if photos is None else photos,
         "product": [pool.add(product), len(product)],
         "tv": total_variation(),
     }

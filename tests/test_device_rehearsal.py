@@ -28,7 +28,7 @@ Case = dict[str, Any]
 WAITS: dict[str, tuple[int, str]] = {
     "training/agreement.py:HostCopy.read": (2, "the loss, once a step, while the backward pass keeps the device busy"),
     "training/lightning.py:LightningTraining.optimizer_step": (2, "whether float16's gradients overflowed, once"),
-    "numerics.py:conjugate_gradients": (2, "the stopping rule, every tenth time"),
+    "numerics.py:conjugate_gradients": (8, "the stopping rule, every tenth time, in each iteration of irls"),
     "reconstruction.py:check_finite": (1, "the result of what waits anyway is looked at"),
     "solvers/base.py:column_norm": (1, "the scale of the problem"),
     "solvers/base.py:check_measurements": (1, "measurements are looked at"),
@@ -40,7 +40,7 @@ WAITS: dict[str, tuple[int, str]] = {
     "solvers/iht.py:IHT._solve": (1, "the stopping rule, every tenth time"),
     "solvers/iht.py:NIHT._solve": (1, "the stopping rule, every tenth time"),
     "solvers/iht.py:NIHT._step": (12, "the trials of a step length, of which the first mostly does"),
-    "solvers/irls.py:IRLS._solve": (50, "settled signals leave the batch, in every iteration"),
+    "solvers/irls.py:IRLS._solve": (4, "settled signals leave the batch, in every iteration"),
     "solvers/omp.py:OMP._pursue": (1, "the stopping rule, every tenth time"),
     "solvers/omp.py:SupportBasis.extend": (33, "which signals take an atom, and how large their supports are"),
     "solvers/omp.py:SupportBasis.coefficients": (1, "how large the supports are"),

@@ -217,7 +217,7 @@ class CoefficientsLearning(IterativeSolver):
         signals = len(problem.y) // problem.planes
         bound = math.sqrt(6 / (signals + problem.n))
         s = torch.empty(signals, problem.n).uniform_(-bound, bound, generator=self._generator())
-        return CoefficientParameters(s.to(problem.zeros()).repeat(problem.planes, 1))
+        return CoefficientParameters(s.to(problem.zeros(), non_blocking=True).repeat(problem.planes, 1))
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)

@@ -35,6 +35,7 @@ WAITS: dict[str, tuple[set[str], str]] = {
     "solvers/base.py:column_norm": ({"read", "from host"}, "the scale of the problem, once a call"),
     "solvers/base.py:check_measurements": ({"read"}, "measurements are looked at once a call"),
     "solvers/clomp.py:CoefficientsLearning._solve": ({"read"}, "the stopping rule, in every epoch"),
+    "solvers/clomp.py:CoefficientsLearning._s_forward": ({"from host"}, "random numbers of the CPU, once a call"),
     "solvers/convex.py:ConvexSolver._iterate": ({"read"}, "settled images leave the batch"),
     "solvers/convex.py:DataProximal.__init__": ({"read"}, "an inverse, once a call"),
     "solvers/convex.py:_probe": ({"from host"}, "random numbers of the CPU, once a call"),

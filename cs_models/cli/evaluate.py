@@ -185,7 +185,7 @@ def evaluate(options: Options) -> None:
     rows = run(Plan(options))
     if rows:
         print(write_report(rows, options.output.out))
-    perceptual = {}
+    perceptual: dict[Any, dict[str, float]] = {}
     if rows and (options.output.lpips or options.output.fid):
         from cs_models.evaluation.perceptual import add_perceptual
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,7 +49,10 @@ class IRLS(IterativeSolver):
 
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = sparse_problem(y, operator)
-        least = self._directly if isinstance(problem, DictionaryProblem) else self._step_by_step
+        if isinstance(problem, DictionaryProblem):
+            least = partial(self._directly, problem)
+        else:
+            least = partial(self._step_by_step, problem)
         active = energy(problem.y) > 0
         s = problem.zeros()
         iterations = torch.zeros_like(active, dtype=torch.long)
@@ -59,7 +63,7 @@ class IRLS(IterativeSolver):
                 if not len(rows) or not run.step():
                     break
                 largest = s[rows].abs().amax(1, keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
-                moved = least(problem, rows, ((s[rows] / largest).square() + smoothing[rows]).pow(1 - self.p / 2))
+                moved = least(rows, ((s[rows] / largest).square() + smoothing[rows]).pow(1 - self.p / 2))
                 settled = relative(moved - s[rows], moved)[:, None] < smoothing[rows].sqrt() / 100
                 s[rows] = moved
                 iterations[rows] += 1

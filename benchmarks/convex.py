@@ -76,7 +76,7 @@ def dense_lasso(size: int, file: str | None) -> tuple[float, Tensor, Tensor]:
     transform = solver.problem(y, operator).transform
     matrix = operator(transform.synthesis(torch.eye(count).view(count, 1, size, size)))[:, 0].T.numpy()
     # scikit-learn minimises |b - A s|^2 / (2 m) + alpha |s|_1.
-    model = Lasso(alpha=solver.weight / (2 * len(matrix)), fit_intercept=False, max_iter=100_000, tol=1e-6)
+    model = Lasso(alpha=solver.exact_weight / (2 * len(matrix)), fit_intercept=False, max_iter=100_000, tol=1e-6)
     model.fit(matrix, 255 * y[0, 0].numpy())
     estimate = transform.synthesis(torch.from_numpy(model.coef_).float().view(1, 1, size, size)) / 255
     return time.perf_counter() - start, estimate, x
@@ -97,7 +97,7 @@ def pylbfgs(size: int, file: str | None, ratio: float) -> tuple[float, Tensor, T
         return residual.square().sum().item()
 
     start = time.perf_counter()
-    s = fmin_lbfgs(evaluate, np.zeros(size**2), orthantwise_c=solver.weight, line_search="wolfe")
+    s = fmin_lbfgs(evaluate, np.zeros(size**2), orthantwise_c=solver.exact_weight, line_search="wolfe")
     estimate = transform.synthesis(torch.from_numpy(s).view(1, 1, size, size)) / 255
     return time.perf_counter() - start, estimate.float(), x
 

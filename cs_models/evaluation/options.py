@@ -155,6 +155,10 @@ class Execution:
         ),
     )
     compile: bool = field(default=False, metadata=_help("run networks through torch.compile; worth it for many images"))
+    compile_mode: Literal["default", "reduce-overhead"] = field(
+        default="default",
+        metadata=_help("of --compile; reduce-overhead repeats recorded kernels of a GPU", "default|reduce-overhead"),
+    )
     batch_size: int = field(default=1, metadata=_help("images of one size that are reconstructed together (1)", "N"))
     tile: int | None = field(
         default=None,
@@ -261,6 +265,8 @@ class Options:
             raise UserError("--tile is at least 1, and --overlap at least 0")
         if measuring.draw_per_image and execution.batch_size > 1:
             raise UserError("--draw_per_image measures every image differently, and --batch_size several alike")
+        if execution.compile_mode != "default" and not execution.compile:
+            raise UserError(f"--compile_mode {execution.compile_mode} changes nothing without --compile")
         if execution.tile_memory is not None:
             if not 0 < execution.tile_memory < float("inf"):
                 raise UserError(f"--tile_memory {execution.tile_memory:g}: expected gigabytes above 0")

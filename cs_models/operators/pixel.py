@@ -20,6 +20,8 @@ class PixelOperator(MeasurementOperator):
     The rows are rows of the identity, so the pseudo-inverse is the adjoint: an image with zeros elsewhere.
     """
 
+    unit_norm = True
+
     pixels: Tensor
 
     def __init__(self, image_size: tuple[int, int], ratio: float, seed: int = 0, noise_sigma: float = 0.0) -> None:

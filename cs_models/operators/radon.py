@@ -37,6 +37,8 @@ class RadonOperator(MeasurementOperator):
         detectors: measurements of a view.
     """
 
+    unit_norm = True
+
     rows: Tensor
     columns: Tensor
     weights: Tensor

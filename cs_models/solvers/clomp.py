@@ -25,6 +25,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from cs_models.errors import UserError
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
@@ -182,11 +183,11 @@ class CoefficientsLearning(IterativeSolver):
                 gradient.add_(problem.image_adjoint(image_gradient), alpha=unit)
                 losses.append(data_loss + prior_loss.flatten())
 
-                settled = active & self._settled(losses, recipe)
-                if bool(settled.any()):
+                if epoch > FIRST_EPOCH_TO_STOP:
+                    settled = active & self._settled(losses, recipe)
                     finished = torch.where(settled.repeat_interleave(signals)[:, None], s, finished)
                     active = active & ~settled
-                if epoch + 1 == recipe.epochs or not bool(active.any()):
+                if epoch + 1 == recipe.epochs or all_settled(active, epoch):
                     break
                 for group in optimizer.param_groups:
                     rate = recipe.learning_rate * (1 - epoch / recipe.decay_epochs)
@@ -216,7 +217,7 @@ class CoefficientsLearning(IterativeSolver):
         signals = len(problem.y) // problem.planes
         bound = math.sqrt(6 / (signals + problem.n))
         s = torch.empty(signals, problem.n).uniform_(-bound, bound, generator=self._generator())
-        return CoefficientParameters(s.to(problem.zeros()).repeat(problem.planes, 1))
+        return CoefficientParameters(s.to(problem.zeros(), non_blocking=True).repeat(problem.planes, 1))
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -253,8 +254,6 @@ class CoefficientsLearning(IterativeSolver):
     def _settled(self, losses: list[Tensor], recipe: Recipe) -> Tensor:
         """Which planes may stop, ``(P,)``."""
         loss = losses[-1]
-        if len(losses) <= FIRST_EPOCH_TO_STOP + 1:
-            return torch.zeros_like(loss, dtype=torch.bool)
         # Moving windows come back after four epochs; only losses of the same windows compare.
         before = losses[-5 if recipe.moving_windows else -2]
         return (loss < recipe.tolerance) | ((loss - before).abs() < recipe.change_tolerance)

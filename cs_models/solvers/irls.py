@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,10 +48,6 @@ class IRLS(IterativeSolver):
 
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = sparse_problem(y, operator)
-        if isinstance(problem, DictionaryProblem):
-            least = partial(self._directly, problem)
-        else:
-            least = partial(self._step_by_step, problem)
         active = energy(problem.y) > 0
         s = problem.zeros()
         iterations = torch.zeros_like(active, dtype=torch.long)
@@ -63,7 +58,8 @@ class IRLS(IterativeSolver):
                 if not len(rows) or not run.step():
                     break
                 largest = s[rows].abs().amax(1, keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
-                moved = least(rows, ((s[rows] / largest).square() + smoothing[rows]).pow(1 - self.p / 2))
+                q = ((s[rows] / largest).square() + smoothing[rows]).pow(1 - self.p / 2)
+                moved = self._least(problem, rows, q)
                 settled = relative(moved - s[rows], moved)[:, None] < smoothing[rows].sqrt() / 100
                 s[rows] = moved
                 iterations[rows] += 1
@@ -71,8 +67,14 @@ class IRLS(IterativeSolver):
                 smoothing[rows] = torch.where(settled, smoothing[rows] / 10, smoothing[rows])
         return problem.solution(s, iterations, ~active)
 
+    def _least(self, problem: SparseProblem, rows: Tensor, q: Tensor) -> Tensor:
+        """``Q A^T (A Q A^T)^-1 y`` of some signals ``(P, n)``, Q being diagonal."""
+        if isinstance(problem, DictionaryProblem):
+            return self._directly(problem, rows, q)
+        return self._step_by_step(problem, rows, q)
+
     def _directly(self, problem: DictionaryProblem, rows: Tensor, q: Tensor) -> Tensor:
-        """``Q A^T (A Q A^T)^-1 y`` of some signals ``(P, n)`` by a Cholesky factor for each, in float64."""
+        """By a Cholesky factor for each signal, in float64."""
         atoms = problem.atoms.double()
         together = max(1, LARGEST_STACK // atoms.numel())
         parts = []
@@ -80,12 +82,13 @@ class IRLS(IterativeSolver):
             gram = (weights[:, None] * atoms) @ atoms.T
             diagonal = gram.diagonal(dim1=1, dim2=2)
             diagonal += self.damping * diagonal.mean(1, keepdim=True)
-            dual = torch.cholesky_solve(y[..., None], torch.linalg.cholesky(gram))[..., 0]
+            # Not its twin that looks for failure, for which a GPU's host would wait; the result is looked at in the end.
+            dual = torch.cholesky_solve(y[..., None], torch.linalg.cholesky_ex(gram)[0])[..., 0]
             parts.append(weights * (dual @ atoms))
         return torch.cat(parts).to(q.dtype)
 
     def _step_by_step(self, problem: SparseProblem, rows: Tensor, q: Tensor) -> Tensor:
-        """The same without a matrix; the mean diagonal of ``A Q A^T`` is that of Q, times n / m for atoms of norm 1."""
+        """Without a matrix; the mean diagonal of ``A Q A^T`` is that of Q, times n / m for atoms of norm 1."""
         damping = self.damping * q.mean(1, keepdim=True) * problem.n / problem.m
 
         def normal(k: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class LightningTraining(pl.LightningModule):
 
             method.ema = ModelEmaV3(method.network, decay=options.ema_decay, use_warmup=True).requires_grad_(False)
         if options.compile:
-            method.compile_layers()
+            method.compile_layers(options.compile_mode)
         # Its parts are registered here, not itself: checkpoints name weights as `network...`, whoever trains them.
         self.__dict__["method"] = method
         for name, part in method.named_children():
@@ -102,6 +102,7 @@ class LightningTraining(pl.LightningModule):
         The operator and the schedule are the same in every process, as in one process with the whole batch. The noise
         differs: every process has other images.
         """
+        self.method.begin_step()
         x = batch.float() / 255
         operator = self.method.training_operator((x.shape[-2], x.shape[-1]), self.global_step, self.device)
         seed = self.options.sampling.seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -12,10 +12,12 @@ from pytorch_lightning.plugins import _PLUGIN_INPUT as Plugin
 from pytorch_lightning.plugins import Precision as PrecisionPlugin
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from cs_models.errors import UserError
 from cs_models.precision import EMULATED_BF16, computes_bf16
 
-Chosen = Literal["32-true", "32", "16-mixed", "16", "bf16-mixed", "bf16", 32, 16]
-Precision = Literal["auto"] | Chosen
+# Weights stay in float32, as data consistency needs them: nothing ends in "true" but that.
+Chosen = Literal["32-true", "32", "16-mixed", "16", "bf16-mixed", "bf16"]
+PRECISIONS: tuple[str, ...] = ("auto", *get_args(Chosen))
 
 
 class Trainer(pl.Trainer):
@@ -25,7 +27,7 @@ class Trainer(pl.Trainer):
         self,
         *,
         accelerator: str | Accelerator = "auto",
-        precision: Precision | None = "auto",
+        precision: str | int | None = "auto",
         plugins: Plugin | list[Plugin] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -34,7 +36,7 @@ class Trainer(pl.Trainer):
             accelerator: "auto" takes CUDA where there is a GPU and the CPU elsewhere; Apple's MPS only by its name,
                 since it lacks the float64 that parts of the operators need.
             precision: "auto" takes bfloat16 where the device computes in it natively, float16 on older GPUs, float32
-                elsewhere. "16-mixed" means the same as "auto" on a CPU.
+                elsewhere. "16-mixed" means the same as "auto" on a CPU. Others are those of `PRECISIONS`.
             plugins: Lightning's; a precision among them takes the place of "auto".
             kwargs: everything else of Lightning's `Trainer`.
         """
@@ -48,23 +50,33 @@ class Trainer(pl.Trainer):
         super().__init__(accelerator=accelerator, precision=chosen, plugins=plugins, **kwargs)
 
 
-def choose_precision(asked: Precision | None, device: torch.device) -> Chosen:
+def check_precision(asked: str | int | None) -> None:
+    """Raise UserError for a precision that networks here are not trained in."""
+    if asked is not None and str(asked) not in PRECISIONS:
+        raise UserError(f"trainer.precision {asked}: expected one of {', '.join(PRECISIONS)}")
+
+
+def choose_precision(asked: str | int | None, device: torch.device) -> Chosen:
     """What Lightning is to train in on a device; a line on the error stream says where that is not what was asked for.
 
     Args:
         asked: see `Trainer`.
         device: where training runs.
+
+    Raises:
+        UserError: see `check_precision`.
     """
+    check_precision(asked)
     native = computes_bf16(device)
     usual: Chosen = "bf16-mixed" if native else "16-mixed" if device.type == "cuda" else "32-true"
     if asked is None or asked == "auto":
         return usual
-    if asked in ("16-mixed", "16", 16) and device.type == "cpu":
+    if str(asked) in ("16-mixed", "16") and device.type == "cpu":
         _say(f"precision 16-mixed is for GPUs: on this CPU training runs in {usual}")
         return usual
     if asked in ("bf16-mixed", "bf16") and device.type == "cpu" and not native:
         _say(f"this CPU has no bfloat16: training in it is {EMULATED_BF16}; --trainer.precision auto avoids that")
-    return asked
+    return cast(Chosen, str(asked))
 
 
 @rank_zero_only

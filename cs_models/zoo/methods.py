@@ -218,13 +218,15 @@ def zoo_pairs(ratios: Sequence[float]) -> list[tuple[MethodSpec, float]]:
     return pairs
 
 
-def load(name: str, ratio: float | None = None) -> ReconstructionModule:
-    """A trained network by its name in the zoo, or from a file, in evaluation mode on the CPU.
+def load(name: str, ratio: float | None = None, download: bool = False) -> ReconstructionModule:
+    """A trained network by its name in the zoo, from a file or from the Hub, in evaluation mode on the CPU.
 
     Args:
         name: as ``eval.py --list`` shows it, the path of a `.safetensors` or `.ckpt` file, or
-            ``module:FILE.py:CLASS:checkpoint=FILE`` for a network of one's own class.
+            ``module:FILE.py:CLASS:checkpoint=FILE`` for a network of one's own class, or ``user/name`` for a
+            repository of the Hugging Face Hub.
         ratio: CS ratio, for a name with weights for each ratio.
+        download: whether ``user/name`` may be fetched; else it must be in the Hub's local cache.
 
     Raises:
         UserError: for an unknown name, a missing or unreadable file, or a ratio without weights.
@@ -232,6 +234,11 @@ def load(name: str, ratio: float | None = None) -> ReconstructionModule:
     from cs_models.training.module import ReconstructionModule
     from cs_models.zoo.checkpoints import load_checkpoint
 
+    if "/" in name:
+        from cs_models.zoo.hub import from_hub, is_hub_name
+
+        if is_hub_name(name) and not name.endswith(CHECKPOINT_SUFFIXES):
+            return from_hub(name, download)
     spec = parse_method(name)
     if spec.training_free:
         raise UserError(

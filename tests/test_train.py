@@ -217,7 +217,7 @@ def test_sweeps_name_what_there_is(path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_every_network_has_a_sweep() -> None:
     swept = {path.read_text().split("configs/train/")[1].split(".yaml")[0] for path in SWEEPS}
-    assert {path.stem for path in CONFIGS} - swept == {"idm", "ista_net_plus_mri", "quickstart"}
+    assert {path.stem for path in CONFIGS} - swept == {"idm", "ista_net_plus_mri", "quickstart", "scnet_pca"}
 
 
 def test_the_sweep_passes_arguments_that_train_takes(

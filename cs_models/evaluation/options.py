@@ -73,9 +73,8 @@ class Comparison:
     methods: Words = field(
         default=Words(),
         metadata=_help(
-            "names, as omp or tv:weight=0.003; zoo (all trained networks); checkpoints' paths; weights at Weights & "
-            "Biases, as wandb:ENTITY/PROJECT/NAME:TAG; or your own network or solver, as module:my_file.py:NAME, which "
-            "runs that file (docs/own_networks.md)",
+            "names, as omp or tv:weight=0.003; zoo (all networks); checkpoints' paths; wandb:TEAM/PROJECT/NAME:TAG; "
+            "or your own, as module:my_file.py:NAME, which runs that file (docs/own_networks.md)",
             "M1,M2",
         ),
     )
@@ -119,13 +118,9 @@ class Measuring:
     seeds: Integers = field(default=Integers(), metadata=_help("several draws; their spread is reported", "S1,S2"))
     draw_per_image: bool = field(
         default=False,
-        metadata=_help(
-            "a new order of the pixels for every image, drawn from the seed (structured and pixel sampling)"
-        ),
+        metadata=_help("a new order of the pixels for every image"),
     )
-    noise: float = field(
-        default=0.0, metadata=_help("standard deviation of noise on the measurements, for pixels in 0..255", "SIGMA")
-    )
+    noise: float = field(default=0.0, metadata=_help("standard deviation of the noise, for pixels in 0..255", "SIGMA"))
     bits: int | None = field(
         default=None, metadata=_help("quantise the measurements of each image to this many bits", "B")
     )
@@ -200,22 +195,15 @@ class Output:
         default=None, metadata=_help("score each set by FID too, with Inception's weights from this file", "FILE")
     )
     wandb: str | None = field(
-        default=None, metadata=_help("log the comparison to this Weights & Biases project", "[ENTITY/]PROJECT")
+        default=None, metadata=_help("log to this Weights & Biases project (or TEAM/PROJECT)", "PROJECT")
     )
     wandb_name: str | None = field(
-        default=None, metadata=_help("name of its run (else that of the method); of several runs the beginning", "NAME")
+        default=None, metadata=_help("name of the run, beginning of several (the method)", "NAME")
     )
-    wandb_group: str | None = field(
-        default=None, metadata=_help("group of its runs (else, of several runs, the results folder's name)", "GROUP")
-    )
+    wandb_group: str | None = field(default=None, metadata=_help("group of its runs (the folder of --out)", "GROUP"))
     wandb_tags: Words = field(default=Words(), metadata=_help("tags of its runs", "T1,T2"))
     wandb_resume: Literal["allow", "must", "never"] = field(
-        default="allow",
-        metadata=_help(
-            "a rerun continues the runs of its results folder, and starts those that are not there (allow); must: only "
-            "continues; never: starts new ones",
-            "allow|must|never",
-        ),
+        default="allow", metadata=_help("allow, must or never continue its runs (allow)", "HOW")
     )
 
 

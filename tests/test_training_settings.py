@@ -216,6 +216,7 @@ def test_a_users_own_network_may_take_colour() -> None:
 
     class Data:
         channels = "rgb"
+        measurements = None
 
     class Trainer:
         max_steps = max_epochs = -1

@@ -7,6 +7,7 @@ turns) comes from a generator that is the same in all processes; noise and probe
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import torch
 from torch import Tensor
 

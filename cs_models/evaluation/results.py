@@ -58,6 +58,7 @@ class Row:
         sparse_rate_fft: the same of the Fourier coefficients.
         measured_ratio: measurements per pixel that were really taken.
         provenance: where the method comes from, see `Candidate.provenance`; empty in tables of versions before it.
+        origin: the folder or file behind a set of the user's own, whose name others may have too; empty for known sets.
     """
 
     method: str
@@ -91,6 +92,7 @@ class Row:
     sparse_rate_fft: float | None = None
     measured_ratio: float | None = None
     provenance: str = ""
+    origin: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -134,7 +136,7 @@ class ResultsFile:
             self._write(header)
 
     def rows(self) -> list[Row]:
-        """The rows so far, oldest first. Of rows with the same method, dataset, image and key the last one counts.
+        """The rows so far, oldest first. Of rows with the same `identity` the last one counts.
 
         Raises:
             UserError: if the file is missing or a line cannot be read.
@@ -154,12 +156,12 @@ class ResultsFile:
 
 
 Identity = tuple[str, str, str, str]
-"""Method, dataset, image and run_key, which together name a row."""
+"""Method, set (its origin, or the name of a known one), image and run_key, which together name a row."""
 
 
 def identity(row: Row) -> Identity:
     """What names a row."""
-    return row.method, row.dataset, row.image, row.run_key
+    return row.method, row.origin or row.dataset, row.image, row.run_key
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -6,16 +6,17 @@ import csv
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from cs_models.evaluation.pictures import PATH_SEPARATORS
 from cs_models.evaluation.results import Row, to_text, write_table
-from cs_models.zoo.methods import CHECKPOINT_SUFFIXES, split_settings
+from cs_models.zoo.methods import CHECKPOINT_SUFFIXES, METHODS, split_settings
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 
@@ -182,16 +183,38 @@ def setting_of(row: Row) -> Setting:
 def current_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows that count: after a change of a method, its set or its operator only the newest ones.
 
+    Sets of one name that are not the same get names of their own, by the paths that they came from.
+
     Args:
         rows: oldest first.
     """
     newest: dict[Setting, str] = {}
     latest: dict[tuple[Setting, str, int], Row] = {}
-    for row in rows:
+    for row in with_sets_told_apart(list(rows)):
         setting = setting_of(row)
         newest[setting] = row.settings_key
         latest[setting, row.image, row.seed] = row
     return [row for (setting, _, _), row in latest.items() if row.settings_key == newest[setting]]
+
+
+def with_sets_told_apart(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with as much of the origin added to a dataset's name as sets of that name differ in."""
+    origins: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        origins[row.dataset].add(row.origin)
+    names = {(name, origin): _set_name(name, origin, group) for name, group in origins.items() for origin in group}
+    return [replace(row, dataset=names[row.dataset, row.origin]) for row in rows]
+
+
+def _set_name(name: str, origin: str, origins: Collection[str]) -> str:
+    """A set's name, and in brackets the shortest ending of its path that no other has; a known set's name stays."""
+    if len(origins) == 1 or not origin:
+        return name
+    paths = [re.split(PATH_SEPARATORS, other) for other in origins]
+    own = re.split(PATH_SEPARATORS, origin)
+    endings = (own[-count:] for count in range(1, len(own) + 1))
+    telling = (ending for ending in endings if sum(path[-len(ending) :] == ending for path in paths) == 1)
+    return f"{name} ({'/'.join(next(telling, own))})"
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -276,6 +299,8 @@ def published_figures(setting: Setting) -> list[Published]:
 def published_method(method: str) -> str | None:
     """What papers call a method: by its name, or by the start of a checkpoint's file name."""
     stem = Path(split_settings(method)[0]).stem
+    if stem in METHODS:
+        return PUBLISHED_METHODS.get(stem)
     names = [name for name in PUBLISHED_METHODS if stem == name or stem.startswith((f"{name}_", f"{name}-"))]
     return PUBLISHED_METHODS[max(names, key=len)] if names else None
 

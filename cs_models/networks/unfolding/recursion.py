@@ -109,7 +109,7 @@ class Problem:
         if isinstance(step_size, Tensor):
             step_size = step_size.to(x.dtype)
         r = x - step_size * (self.operator.normal(x) - self.aty)
-        return r[..., : self.size[0], : self.size[1]]
+        return r.narrow(-2, 0, self.size[0]).narrow(-1, 0, self.size[1])
 
     def step_of_first_channel(self, features: Tensor, step_size: Tensor | float) -> Tensor:
         """Features ``(N, C, H, W)`` whose first channel is the estimate, after `gradient_step` on that alone."""
@@ -179,8 +179,9 @@ class UnfoldingNetwork(nn.Module):
         """
         schedule = check_schedule(iterations_per_layer or self.iterations_per_layer, len(self.layers))
         domain_operator, domain_y = operator.padded(), y
-        if self.domain == "blocks" and isinstance(operator, BlockOperator):
-            domain_operator = operator.resized(operator.block_size, operator.block_size)
+        blocks = operator if self.domain == "blocks" and isinstance(operator, BlockOperator) else None
+        if blocks is not None:
+            domain_operator = blocks.resized(blocks.block_size, blocks.block_size)
             domain_y = rearrange(y, "n c l m -> (n l) c 1 m")
         problem = Problem(
             y=domain_y,
@@ -196,7 +197,8 @@ class UnfoldingNetwork(nn.Module):
         for step, condition in zip(iterations(schedule), conditions, strict=True):
             x = self.iteration(x, self.layers[step.layer], condition, problem)
             if keep_all or step.current == step.total:
-                iterates.append(_to_image(self.estimate(x, problem), operator, len(y)))
+                image = self.estimate(x, problem)
+                iterates.append(operator.crop(image if blocks is None else _assembled(image, blocks)))
         return Unfolded(iterates, problem.penalties)
 
     def forward(
@@ -212,9 +214,7 @@ def _measured_ratio(operator: MeasurementOperator) -> float:
     return operator.ratio
 
 
-def _to_image(x: Tensor, operator: MeasurementOperator, images: int) -> Tensor:
-    """Assemble isolated blocks and crop the padding."""
-    if isinstance(operator, BlockOperator) and len(x) != images:
-        rows, columns = operator.grid
-        x = rearrange(x, "(n h w) c p q -> n c (h p) (w q)", h=rows, w=columns)
-    return operator.crop(x)
+def _assembled(x: Tensor, operator: BlockOperator) -> Tensor:
+    """Isolated blocks ``(N L, C, B, B)`` as the padded images that they are cut from."""
+    rows, columns = operator.grid
+    return rearrange(x, "(n h w) c p q -> n c (h p) (w q)", h=rows, w=columns)

@@ -28,6 +28,9 @@
     return element;
   }
 
+  // A name whose lines may break after its parts
+  const breakable = (text) => text.split(/(?<=[_:./])/).flatMap((part) => [make("wbr"), part]);
+
   // Numbers
   const number = (value) => (value === null || value === undefined ? NaN : Number(value));
   const fixed = (value, digits) => {
@@ -174,8 +177,8 @@
           line.schedule ? `, schedule ${line.schedule}` : "",
         );
     const button = printed
-      ? line.name
-      : make("button", { type: "button", "aria-expanded": "false", onclick: toggle }, line.name);
+      ? breakable(line.name)
+      : make("button", { type: "button", "aria-expanded": "false", onclick: toggle }, breakable(line.name));
     const element = make(
       "tr",
       printed ? {} : { class: "line", "data-id": id },

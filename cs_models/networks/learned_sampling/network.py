@@ -118,6 +118,7 @@ class LearnedSamplingModule(ReconstructionModule):
     """A network with learned sampling for training; it works with its own operator only, at one ratio."""
 
     learns_rows = False  # its sampling is of its own kind
+    any_operator = False
 
     def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
         super().__init__(network, config, training)

@@ -2,7 +2,10 @@
 
 import sys
 
-from cs_models.cli.evaluate import main
+from cs_models.cli.interrupts import ending_at_once
+
+with ending_at_once():
+    from cs_models.cli.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

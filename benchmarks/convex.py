@@ -31,7 +31,7 @@ from torch import Tensor
 from cs_models.metrics import psnr
 from cs_models.operators import ColumnOperator, MeasurementOperator, PixelOperator
 from cs_models.reconstruction import Reconstructor
-from cs_models.solvers.clomp import CLOMP
+from cs_models.solvers.clomp import CLOMP, WarmCLOMP
 from cs_models.solvers.ista import LASSO, WeightedL1
 from cs_models.solvers.owlqn import OWLQN
 from cs_models.solvers.tv import TotalVariation
@@ -76,7 +76,7 @@ def dense_lasso(size: int, file: str | None) -> tuple[float, Tensor, Tensor]:
     transform = solver.problem(y, operator).transform
     matrix = operator(transform.synthesis(torch.eye(count).view(count, 1, size, size)))[:, 0].T.numpy()
     # scikit-learn minimises |b - A s|^2 / (2 m) + alpha |s|_1.
-    model = Lasso(alpha=solver.weight / (2 * len(matrix)), fit_intercept=False, max_iter=100_000, tol=1e-6)
+    model = Lasso(alpha=solver.exact_weight / (2 * len(matrix)), fit_intercept=False, max_iter=100_000, tol=1e-6)
     model.fit(matrix, 255 * y[0, 0].numpy())
     estimate = transform.synthesis(torch.from_numpy(model.coef_).float().view(1, 1, size, size)) / 255
     return time.perf_counter() - start, estimate, x
@@ -97,7 +97,7 @@ def pylbfgs(size: int, file: str | None, ratio: float) -> tuple[float, Tensor, T
         return residual.square().sum().item()
 
     start = time.perf_counter()
-    s = fmin_lbfgs(evaluate, np.zeros(size**2), orthantwise_c=solver.weight, line_search="wolfe")
+    s = fmin_lbfgs(evaluate, np.zeros(size**2), orthantwise_c=solver.exact_weight, line_search="wolfe")
     estimate = transform.synthesis(torch.from_numpy(s).view(1, 1, size, size)) / 255
     return time.perf_counter() - start, estimate.float(), x
 
@@ -169,7 +169,7 @@ def main() -> None:
         compare(f"{size}x{size} in colour, 10 % of the pixels; OWL-QN 20 iterations, the others 50", cases)
     if "tv" in arguments.what:
         size = 64 if arguments.quick else 256
-        solvers = {"CLOMP": CLOMP(), "TV": TotalVariation()}
+        solvers = {"CLOMP": CLOMP(), "warm CLOMP": WarmCLOMP(), "TV": TotalVariation()}
         cases = {name: partial(column_wise, solver, size, file) for name, solver in solvers.items()}
         compare(f"{size}x{size}, column-wise, ratio 0.3", cases)
 

@@ -21,10 +21,10 @@ from cs_models.zoo.methods import METHODS, build_method, zoo
 from datamodules.catalog import load_set
 
 BLOCK = 33
-SETTINGS = {"clomp": "clomp:epochs=100"}
+SETTINGS = {name: f"{name}:epochs=100" for name in ("clomp", "clomp_warm")}
 # A network for one matrix, and a sampler that needs a model, take no matrix of the user's.
 WITHOUT = ("ddnm",)
-FLEXIBLE = ("r_coast", "ista_net_pp")
+FLEXIBLE = ("r_coast", "ista_net_pp", "scnet")
 
 
 def matrices(ratio: float) -> dict[str, Tensor]:

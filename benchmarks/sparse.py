@@ -107,7 +107,7 @@ def clomp(quick: bool) -> None:
     for size in (64,) if quick else (256, 512):
         operator = ColumnOperator.gaussian(0.3, (size, size))
         y = operator(photograph(size))
-        solver = CLOMP(released=True, epochs=epochs)
+        solver = CLOMP(recipe="released", epochs=epochs)
         report(
             f"CLOMP epoch {size}x{size}",
             seconds(_plain_clomp, y, operator, epochs) / epochs,

@@ -19,10 +19,13 @@ from timing import convolutions, median_seconds, synchronize
 from torch.utils.flop_counter import FlopCounterMode
 
 from cs_models.cli.allocator import keep_freed_memory
+from cs_models.networks.learned_sampling.opine_net import OPINENetConfig, OPINENetModule
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPModule
 from cs_models.networks.unfolding.module import UnfoldingTraining
+from cs_models.networks.unfolding.scnet import SCNetModule
+from cs_models.networks.unfolding.sodas_net import SODASNetConfig, SODASNetModule
 from cs_models.operators import Sampling
 from cs_models.training.module import ReconstructionModule
 from datamodules.patches import PatchDataModule
@@ -37,7 +40,11 @@ NETWORKS: dict[str, tuple[Callable[[], ReconstructionModule], int]] = {
         lambda: ISTANetModule(ISTANetConfig(layers=3, iterations_per_layer=(3,) * 3, modulation="rfmu"), ONE_RATIO),
         200 * 1390,
     ),
+    "sodas_net": (lambda: SODASNetModule(SODASNetConfig(), ONE_RATIO), 200 * 1390),
+    "opine_net_plus": (lambda: OPINENetModule(OPINENetConfig(), ONE_RATIO), 170 * 1390),
     "ista_net_pp": (lambda: ISTANetPPModule(), 400 * 1250),
+    "scnet": (lambda: SCNetModule(), 600 * 1390),
+    "coast": (lambda: COASTModule(), 400 * 1390),
     "r_coast": (
         lambda: COASTModule(COASTConfig(layers=5, iterations_per_layer=(4,) * 5, modulation="rfmu")),
         400 * 1390,
@@ -72,7 +79,7 @@ class Step:
     def __call__(self) -> None:
         start = time.perf_counter()
         x = next(self.batches).to(self.device, non_blocking=True).float() / 255
-        operator = self.module.bank.draw(0, (x.shape[-2], x.shape[-1]), self.device)
+        operator = self.module.training_operator((x.shape[-2], x.shape[-1]), 0, self.device)
         y = operator.measure(x)
         synchronize(self.device)
         before = time.perf_counter()

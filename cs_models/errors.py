@@ -6,7 +6,8 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 # Of a message to the user; names that they gave may be as long as the command line.
@@ -16,6 +17,10 @@ _CONNECTION = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|gloo.*(timed out|Timed out)|Socket Timeout|NCCL.*remote process",
     re.DOTALL,
 )
+
+# How torch and numpy tell that there is too little memory where they do not say so by the type of the error.
+_HOST_MEMORY = re.compile(r"can't allocate memory|not enough memory|std::bad_alloc")
+_GPU_MEMORY = re.compile(r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
 
 
 _Error = TypeVar("_Error", bound=BaseException)
@@ -87,10 +92,13 @@ def find_user_error(error: BaseException) -> UserError | None:
 
 def find_cause(error: BaseException, kind: type[_Error]) -> _Error | None:
     """The first error of a kind in the chain of causes, from the error itself on."""
-    link: BaseException | None = error
-    while link is not None and not isinstance(link, kind):
-        link = link.__cause__ or link.__context__
-    return link
+    return next((link for link in _chain(error) if isinstance(link, kind)), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def lost_process(error: BaseException) -> LostProcessError | None:
@@ -99,6 +107,38 @@ def lost_process(error: BaseException) -> LostProcessError | None:
     if "DistError" in kinds or ("RuntimeError" in kinds and _CONNECTION.search(str(error))):
         return LostProcessError("another process of this run ended: killed, out of memory, or by an error of its own")
     return None
+
+
+def short_of_memory(error: BaseException) -> str | None:
+    """Whose memory was too small, "the GPU" or "this machine"; None for an error with causes of other kinds alone."""
+    return next(filter(None, map(_short_of_memory, _chain(error))), None)
+
+
+def _short_of_memory(error: BaseException) -> str | None:
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if type(error).__name__ == "OutOfMemoryError" or _GPU_MEMORY.search(text):  # torch's, which is not imported here
+        return "the GPU"
+    return "this machine" if isinstance(error, MemoryError) or _HOST_MEMORY.search(text) else None
+
+
+@contextmanager
+def memory_in_one_line(what: str, remedy: str) -> Iterator[None]:
+    """Turn an error that tells of too little memory into one line.
+
+    Args:
+        what: needs the memory; begins the message.
+        remedy: what to do, its end.
+
+    Raises:
+        UserError: in its place.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        owner = short_of_memory(error)
+        if owner is None:
+            raise
+        raise UserError(f"{what} needs more memory than {owner} has; {remedy}") from error
 
 
 def one_line(message: str) -> str:

@@ -7,6 +7,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Iterations from one question to a GPU, whether anything is left to do, to the next.
+LOOK_EVERY = 10
+
+
+def all_settled(active: Tensor, iteration: int) -> bool:
+    """Whether no image or signal is active any more, asked before an iteration.
+
+    A GPU is asked in every tenth one: the host waits for its answer, and then it for the host. So iterations must leave
+    alone what is not active.
+
+    Args:
+        active: which are ``(P,)``.
+        iteration: number of the iteration, from 0.
+    """
+    if active.device.type != "cpu" and iteration % LOOK_EVERY:
+        return False
+    return not bool(active.any())
+
 
 def image_norm(x: Tensor) -> Tensor:
     """Euclidean norm of everything that belongs to one image: ``(N, ...)`` to ``(N,)``, real."""
@@ -52,10 +70,10 @@ def conjugate_gradients(
     direction = right if precondition is None else precondition(right)
     energy = image_dot(residual, direction)
     tiny = torch.finfo(energy.dtype).tiny
-    for _ in range(iterations):
+    for iteration in range(iterations):
         # What an image has reached must not depend on its neighbours in the batch.
         active = relative(residual, right) > tolerance
-        if not active.any():
+        if all_settled(active, iteration):
             break
         mapped = apply(direction)
         step = torch.where(active, energy / image_dot(direction, mapped).clamp_min(tiny), 0)

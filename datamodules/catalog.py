@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cs_models.errors import UserError, nearest
 from cs_models.files import is_folder
 from datamodules.images import Channels, image_size, list_images, read_image
+from datamodules.names import distinct_names, origin_of, readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -283,10 +284,14 @@ class BenchmarkImages(Sequence["tuple[str, Tensor]"]):
         set_name: name of the set.
         files: its images.
         channels: ``"luminance"`` (C = 1) or ``"rgb"`` (C = 3).
+        origin: the folder of a user's own set, see `datamodules.names.origin_of`; empty for sets of the catalogue.
     """
 
-    def __init__(self, set_name: str, files: Sequence[ImageFile], channels: Channels = "luminance") -> None:
+    def __init__(
+        self, set_name: str, files: Sequence[ImageFile], channels: Channels = "luminance", origin: str = ""
+    ) -> None:
         self.set_name = set_name
+        self.origin = origin
         self.files = list(files)
         self.channels = channels
 
@@ -301,7 +306,7 @@ class BenchmarkImages(Sequence["tuple[str, Tensor]"]):
 
     def __getitem__(self, index: int | slice) -> tuple[str, Tensor] | BenchmarkImages:
         if isinstance(index, slice):
-            return BenchmarkImages(self.set_name, self.files[index], self.channels)
+            return BenchmarkImages(self.set_name, self.files[index], self.channels, self.origin)
         file = self.files[index]
         return file.name, image_tensor(file.read(self.channels))
 
@@ -357,12 +362,7 @@ def _folders(root: Path) -> list[str]:
 
 
 def _named(paths: Sequence[Path], centre_crop: int | None = None) -> list[ImageFile]:
-    """Name files by their stems, or by their whole names where two files share a stem."""
-    stems = [path.stem for path in paths]
-    names = (path.stem if stems.count(path.stem) == 1 else path.name for path in paths)
-    # Bytes that are not UTF-8 are written as \xNN, since tables and reports hold the names.
-    readable = (os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)
-    return [ImageFile(name, path, centre_crop) for name, path in zip(readable, paths, strict=True)]
+    return [ImageFile(name, path, centre_crop) for name, path in zip(distinct_names(paths), paths, strict=True)]
 
 
 def load_set(
@@ -381,8 +381,11 @@ def load_set(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1 image, got {limit}")
-    set_name = name if name in CATALOG else Path(name).name
-    return BenchmarkImages(set_name, find_images(name, data_dir)[:limit], channels)
+    images = find_images(name, data_dir)[:limit]
+    if name in CATALOG:
+        return BenchmarkImages(name, images, channels)
+    folder = images[0].path.parent
+    return BenchmarkImages(readable(folder.resolve().name), images, channels, origin_of(folder))
 
 
 def fingerprint(images: Sequence[ImageFile]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple, get_args
 
@@ -24,9 +25,6 @@ Channels = Literal["luminance", "rgb"]
 # Ghostscript on one that is PostScript inside, whatever the file's name.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 _FORMATS_IN_WORDS = "PNG, JPEG, TIFF, BMP, GIF, WebP, PPM or JPEG 2000"
-
-# `open_image` weighs every image against the memory there is; Pillow warns of each beyond 89 megapixels.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class _Levels(NamedTuple):
@@ -88,7 +86,8 @@ def open_image(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     try:
-        image = Image.open(path, formats=FORMATS)
+        with _without_warnings():
+            image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
         raise UserError(f"no image '{path}'{_nearest_in(path.parent, path.name)}") from None
     except UnidentifiedImageError:
@@ -103,6 +102,17 @@ def open_image(path: str | Path) -> Image.Image:
         image.close()
         raise UserError(f"cannot read image '{path}': it has no pixels")
     return image
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of damage before it refuses a file, of metadata, and of each image beyond 89 megapixels.
+
+    Here a refusal is one line, metadata do not count, and `open_image` weighs images against the memory there is.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -150,9 +160,10 @@ def read_image(path: str | Path, channels: Channels = "luminance") -> npt.NDArra
         # The decoded image, its orientation, the array and what the array is made from.
         check_memory(width * height * (8 if file.mode in ("1", "L") else 16), f"image '{path}' ({height}x{width})")
         try:
-            levels = _levels(file)
-            ImageOps.exif_transpose(file, in_place=True)
-            pixels = _to_uint8(file, levels)
+            with _without_warnings():
+                levels = _levels(file)
+                ImageOps.exif_transpose(file, in_place=True)
+                pixels = _to_uint8(file, levels)
         except UserError as error:
             raise UserError(f"image '{path}': {error}") from None
         except Exception as error:  # as in `open_image`

@@ -16,6 +16,7 @@ from cs_models.arrays import read_npy
 from cs_models.errors import UserError, nearest
 from cs_models.files import is_file
 from datamodules.catalog import resolve_data_dir
+from datamodules.names import origin_of
 from datamodules.tables import TableOptions, numbered, parse_options, read_table
 
 if TYPE_CHECKING:
@@ -98,12 +99,14 @@ class BenchmarkSignals:
         set_name: name of the set.
         channels: "signal", where a set of images says what its colours are.
         signals: in the units of the file.
+        origin: the user's file and how it is read, see `datamodules.names.origin_of`; empty for known sets.
     """
 
     channels = "signal"
 
-    def __init__(self, set_name: str, signals: Signals) -> None:
+    def __init__(self, set_name: str, signals: Signals, origin: str = "") -> None:
         self.set_name = set_name
+        self.origin = origin
         self.signals = signals
 
     def __len__(self) -> int:
@@ -152,8 +155,11 @@ def load_signal_set(
     flat = [one for one, signal in zip(signals.names, signals.samples, strict=True) if signal.min() == signal.max()]
     if flat:
         logger.warning("%s: constant signals, whose PSNR says nothing: %s", name, ", ".join(flat[:5]))
+    if name in SIGNALS:
+        return BenchmarkSignals(name, signals)
     file, options = split_source(name)
-    return BenchmarkSignals(f"{Path(file).name}:{options}" if options else Path(file).name, signals)
+    path, how = Path(file), f":{options}" if options else ""
+    return BenchmarkSignals(f"{path.name}{how}", signals, f"{origin_of(path)}{how}")
 
 
 def unit_range(samples: npt.NDArray[_Float]) -> npt.NDArray[_Float]:

@@ -12,46 +12,32 @@ import inspect
 import json
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import SingleDeviceStrategy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from cs_models import metrics
 from cs_models.errors import UserError
 from cs_models.evaluation.tiles import Tiling, solve_in_tiles
-from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
-from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.operator_names import OPERATORS
-from cs_models.operators import MeasurementOperator, Sampling, make_operator
+from cs_models.operators import MeasurementOperator, make_operator
 from cs_models.reconstruction import Reconstructor, Solution
-from cs_models.training.callbacks import StopOnSigterm, Throughput
-from cs_models.training.lightning import LightningTraining
 from cs_models.training.module import ReconstructionModule
 from cs_models.transforms.dct import DCT, BlockDCT2d, DCT2d, OrthonormalTransform
 from cs_models.transforms.wavelets import Wavelet2d
-from cs_models.zoo.checkpoints import MODELS, model_class
+from cs_models.zoo.checkpoints import MODELS
 from cs_models.zoo.methods import METHODS, build_method
 from tests.rehearsed_device import DEVICE, NAME, Rehearsal, Remote, allow_tf32, register
+from tests.rehearsed_training import PRECISIONS, lightning_case
+from tests.small_networks import SIZE, make_network, networks, numbers
 
-SIZE = 16, 12
 LARGE = 72, 24  # where cosine transforms are FFTs
-KINDS: tuple[Literal["block", "structured", "fourier"], ...] = ("block", "structured", "fourier")
-# Networks are built with fewer and smaller parts where they have these; another network runs as large as it is.
-SMALL: dict[str, Any] = {
-    "layers": 2, "features": 4, "blocks": 2, "steps": 2,
-    "unet": {"block_out_channels": (16, 16, 64, 256), "norm_num_groups": 4, "attention_head_dim": 4,
-             "cross_attention_dim": 8, "layers_per_block": 1},
-}  # fmt: skip
-# So do solvers with fewer iterations.
+# Solvers run with fewer iterations.
 SHORT = {"iterations": 4, "epochs": 4}
 TRANSFORMS: dict[str, OrthonormalTransform] = {
     "dct": DCT(), "dct2d": DCT2d(), "dct8": BlockDCT2d(8), "db4": Wavelet2d("db4", levels=2)
@@ -76,10 +62,10 @@ def main(out: str, model: str, only: str = "") -> None:
 
 
 def rehearse(name: str, case: Case) -> dict[str, Any]:
-    """Errors, waits of the second run, and places that multiply inexactly."""
+    """Errors, waits of the second run, and places that multiply inexactly or add in an order that changes."""
     torch.manual_seed(0)
     try:
-        expected = case(torch.device("cpu")) if _is_compared(name) else None
+        expected = case(torch.device("cpu")) if is_compared(name) else None
         with Rehearsal() as rehearsal:
             torch.manual_seed(0)
             result = case(torch.device(DEVICE))
@@ -91,12 +77,13 @@ def rehearse(name: str, case: Case) -> dict[str, Any]:
     except Exception as problem:
         return {"error": f"{type(problem).__name__}: {problem}\n{''.join(traceback.format_tb(problem.__traceback__))}"}
     waits = [[place, kind, count] for (place, kind), count in sorted(rehearsal.waits.items())]
-    return {"error": error, "waits": waits, "inexact": sorted(rehearsal.inexact)}
+    found = {"inexact": sorted(rehearsal.inexact), "scattered": sorted(rehearsal.scattered)}
+    return {"error": error, "waits": waits, **found}
 
 
-def _is_compared(name: str) -> bool:
-    """Whether the CPU runs a case too: not in bfloat16, which devices round differently, nor every choice."""
-    return not name.endswith("bf16") and "=" not in name
+def is_compared(name: str) -> bool:
+    """Whether the CPU runs a case too: not in low precision, which devices round differently, nor every choice."""
+    return not name.endswith(("bf16", "fp16")) and "=" not in name
 
 
 def difference(result: object, expected: object, device: str = NAME) -> str | None:
@@ -157,57 +144,13 @@ def every_case(model: str, only: str) -> Iterator[tuple[str, Case]]:
     for name, function in public_functions(metrics):
         yield f"metric {name}", metric_case(function)
     yield "tiles", tiles_case()
-    for fault in (copies, reads, leaves_behind):
+    for fault in (copies, reads, leaves_behind, scatters):
         yield f"fault {fault.__name__}", operator_case("block", fault)
     for precision in PRECISIONS:
         yield f"lightning {precision}", lightning_case(precision)
 
 
 # Networks
-
-
-def networks() -> Iterator[str]:
-    """Every network of the table, and again with each choice that its configuration offers."""
-    for name in MODELS:
-        yield name
-        config = model_class(name).config_class
-        hints, defaults = get_type_hints(config), config()
-        for field in fields(config):
-            default = getattr(defaults, field.name)
-            yield from (f"{name} {field.name}={value}" for value in _choices(hints[field.name]) if value != default)
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    if kind is bool:
-        return False, True
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    values = [value for part in get_args(kind) if get_origin(part) is Literal for value in get_args(part)]
-    return (*values, None) if values else ()
-
-
-def make_network(name: str) -> ReconstructionModule:
-    """The network of a name of `networks`, with the first kind of sampling that it accepts."""
-    model, _, choice = name.partition(" ")
-    cls = model_class(model)
-    known = {field.name for field in fields(cls.config_class)}
-    settings = {key: value for key, value in SMALL.items() if key in known}
-    if choice:
-        settings |= {"steps": 1} if "steps" in known else {}
-        field, _, text = choice.partition("=")
-        values = _choices(get_type_hints(cls.config_class)[field])
-        settings[field] = next(value for value in values if str(value) == text)
-    for kind in KINDS:
-        sampling = Sampling(ratios=(0.25,), kind=kind, block_size=8, seed=1)
-        try:
-            module = cls(cls.config_class(**settings), cls.training_class(sampling))  # type: ignore[call-arg]
-            module.check_operator(module.default_operator(0.25, SIZE))
-            break
-        except UserError:
-            if kind == KINDS[-1]:
-                raise
-    module.ema = ModelEmaV3(module.network, decay=0.9).requires_grad_(False)
-    return module
 
 
 def network_cases(name: str) -> Iterator[tuple[str, Case]]:
@@ -221,13 +164,15 @@ def network_cases(name: str) -> Iterator[tuple[str, Case]]:
 
         yield f"network {name}", refused
         return
+    whole.ema = ModelEmaV3(whole.network, decay=0.9).requires_grad_(False)
     trained = Kept(lambda device: Network(copy.deepcopy(whole), device))
-    yield f"network {name} training", lambda device: trained(device).training(False)
+    yield f"network {name} training", lambda device: trained(device).training()
     if name in MODELS:
         kept = Kept(lambda device: Network(copy.deepcopy(whole), device))
-        yield f"network {name} inference", lambda device: kept(device).inference(False)
-        yield f"network {name} inference bf16", lambda device: kept(device).inference(True)
-        yield f"network {name} training bf16", lambda device: trained(device).training(True)
+        yield f"network {name} inference", lambda device: kept(device).inference()
+        yield f"network {name} inference bf16", lambda device: kept(device).inference(torch.bfloat16)
+        yield f"network {name} inference fp16", lambda device: kept(device).inference(torch.float16)
+        yield f"network {name} training bf16", lambda device: trained(device).training(torch.bfloat16)
 
 
 class Network:
@@ -236,27 +181,33 @@ class Network:
     def __init__(self, module: ReconstructionModule, device: torch.device) -> None:
         self.module = module.to(device)
         channels = getattr(module.config, "channels", 1)
-        self.x = _numbers(1, channels, *SIZE).to(device)
+        self.x = numbers(1, channels, *SIZE).to(device)
         self.operator = module.default_operator(0.25, SIZE).to(device)
         self.optimizer = torch.optim.AdamW(module.network.parameters(), 1e-3, fused=True)
         self.step = 0
 
-    def inference(self, bf16: bool) -> Tensor:
+    def inference(self, precision: torch.dtype = torch.float32) -> Tensor:
         y = self.operator(self.x)
-        with torch.autocast(self.x.device.type, torch.bfloat16, enabled=bf16):
+        with self._autocast(precision):
             return self.module.reconstruct(y, self.operator)
 
-    def training(self, bf16: bool) -> Tensor:
+    def _autocast(self, precision: torch.dtype) -> torch.autocast:
+        return torch.autocast(self.x.device.type, precision, enabled=precision != torch.float32)
+
+    def training(self, precision: torch.dtype = torch.float32) -> Tensor:
         """A step as `LightningTraining` makes it; what Lightning adds is a case of its own."""
         module, self.step = self.module, self.step + 1
         module.network.train()
         operator = module.training_operator(SIZE, self.step, self.x.device)
         generator = torch.Generator().manual_seed(self.step)
-        with torch.autocast(self.x.device.type, torch.bfloat16, enabled=bf16):
+        with self._autocast(precision):
             y = operator.measure(self.x, generator)
             loss = module.training_loss(self.x, y, operator, self.step, generator)
         module.monitored()
         loss.backward()
+        # Of several processes each would wait for these gradients of the others, or look for them in every step.
+        unused = [name for name, one in module.network.named_parameters() if one.requires_grad and one.grad is None]
+        assert not unused, f"without a gradient: {unused}"
         nn.utils.clip_grad_norm_(module.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -264,10 +215,6 @@ class Network:
         assert isinstance(module.ema, ModelEmaV3)
         module.ema.update(module.network, step=self.step)
         return loss
-
-
-def _numbers(*shape: int) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 # Operators, methods, transforms, metrics
@@ -285,7 +232,7 @@ class Measured:
 def measured(name: str, size: tuple[int, int] = SIZE, noise_sigma: float = 0.0) -> Kept:
     def make(device: torch.device) -> Measured:
         operator = make_operator(operator_words(name), 0.25, size, noise_sigma=noise_sigma).to(device)
-        x = _numbers(1, 1, *size).to(device)
+        x = numbers(1, 1, *size).to(device)
         return Measured(operator, x, operator(x))
 
     return Kept(make)
@@ -330,6 +277,13 @@ def leaves_behind(on: Measured) -> Tensor:
     return on.operator(on.x) + torch.zeros(on.y.shape)
 
 
+def scatters(on: Measured) -> Tensor:
+    """What must be found: a gradient that is added up where an index tells."""
+    x = on.x.clone().requires_grad_()
+    order = torch.arange(x.shape[-1]).flip(0).to(x.device, non_blocking=True)
+    return torch.autograd.grad(x[..., order].sum(), x)[0]
+
+
 def operator_case(name: str, case: Callable[[Measured], Tensor]) -> Case:
     kept = measured(name, LARGE, noise_sigma=0.01)
     return lambda device: case(kept(device))
@@ -353,7 +307,7 @@ def make_method(name: str, model: str) -> Reconstructor:
 
 
 def transform_case(transform: OrthonormalTransform) -> Case:
-    kept = Kept(lambda device: _numbers(2, *LARGE).to(device))
+    kept = Kept(lambda device: numbers(2, *LARGE).to(device))
     return lambda device: [transform.analysis(kept(device)), transform.synthesis(kept(device))]
 
 
@@ -371,7 +325,7 @@ def metric_case(function: Callable[..., Tensor]) -> Case:
     )
 
     def make(device: torch.device) -> list[Tensor]:
-        x = _numbers(*shape)
+        x = numbers(*shape)
         return [tensor.to(device) for tensor in (x, (x + 0.1 * x.flip(-1)))[:pairs]]
 
     kept = Kept(make)
@@ -382,63 +336,6 @@ def tiles_case() -> Case:
     kept = measured("block", LARGE)
     solver = build_method("backprojection", 0.25)
     return lambda device: solve_in_tiles(solver, kept(device).y, kept(device).operator, Tiling(40, 8))
-
-
-# Lightning
-
-
-PRECISIONS: tuple[Literal["32-true", "bf16-mixed"], ...] = "32-true", "bf16-mixed"
-
-
-class RehearsedAccelerator(pl.accelerators.CPUAccelerator):
-    """What Lightning asks of an accelerator."""
-
-    def setup_device(self, device: torch.device) -> None:
-        pass
-
-
-class CountSteps(pl.Callback):
-    """Keeps the waits of two training steps, from the third on, that end neither the epoch nor the training."""
-
-    def __init__(self, waits: Counter[tuple[str, str]]) -> None:
-        self.waits, self.of_steps = waits, Counter(waits)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == 2:
-            self.waits.clear()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.global_step == 4:
-            self.of_steps = Counter(self.waits)
-
-
-def lightning_case(precision: Literal["32-true", "bf16-mixed"]) -> Case:
-    """Training as `train.py` does it, with everything that happens in a step."""
-
-    def train(device: torch.device) -> None:
-        if device.type == "cpu":
-            return
-        mode = torch.utils._python_dispatch._get_current_dispatch_mode()
-        assert isinstance(mode, Rehearsal)
-        count = CountSteps(mode.waits)
-        sampling = Sampling(ratios=(0.25, 0.5), block_size=8, noise_sigma=5, matrices_per_ratio=2)
-        training = UnfoldingTraining(sampling, ema_decay=0.9, random_iterations=True, schedule="cosine")
-        network = COASTConfig(layers=2, features=4, iterations_per_layer=(2, 2), modulation="rfmu")
-        trainer = pl.Trainer(
-            accelerator=RehearsedAccelerator(), strategy=SingleDeviceStrategy(torch.device(DEVICE)),
-            precision=precision, max_steps=6, gradient_clip_val=1.0, logger=False, enable_checkpointing=False,
-            enable_model_summary=False, enable_progress_bar=False, log_every_n_steps=50, num_sanity_val_steps=0,
-            callbacks=[count, StopOnSigterm(), Throughput()],
-        )  # fmt: skip
-        batches = torch.randint(0, 256, (6, 2, 1, 16, 16), dtype=torch.uint8)
-        images = DataLoader([(_numbers(1, 1, *SIZE), [str(index)]) for index in range(2)], batch_size=None)
-        trainer.fit(LightningTraining(COASTModule(network, training)), DataLoader(batches, batch_size=None), images)
-        mode.waits.clear()
-        mode.waits.update(count.of_steps)
-
-    return train
 
 
 if __name__ == "__main__":

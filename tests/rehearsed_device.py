@@ -32,12 +32,22 @@ PACKAGE = f"{Path(__file__).resolve().parent.parent / 'cs_models'}{os.sep}"
 NAME = "npy"
 DEVICE = f"{NAME}:0"
 
+ASKING = "all_settled"  # what asks for others; they are named
+
 aten = torch.ops.aten
 # What the host must know the values of, or the number of results.
 READS = {
     aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero, aten.nonzero_numpy, aten.masked_select,
     aten._unique, aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.bincount,
     aten._linalg_check_errors, aten._linalg_eigh, aten._linalg_svd, aten.linalg_eig, aten.linalg_lstsq,
+}  # fmt: skip
+# What CUDA adds up in an order that changes, or sorts for that, and what it refuses where all must be deterministic.
+SCATTERED = {
+    aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_, aten.scatter_reduce, aten.scatter_reduce_,
+    aten.put, aten.put_, aten.histc, aten.bincount, aten.upsample_linear1d_backward, aten.upsample_bilinear2d_backward,
+    aten.upsample_bicubic2d_backward, aten.reflection_pad1d_backward, aten.reflection_pad2d_backward,
+    aten.replication_pad2d_backward, aten._adaptive_avg_pool2d_backward, aten.adaptive_max_pool2d_backward,
+    aten.grid_sampler_2d_backward, aten.max_unpool2d, aten.index_select_backward,
 }  # fmt: skip
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution, aten.mv, aten.dot}
 # What CUDA's autocast casts to the lower precision, and what to float32, of all that occurs here.
@@ -150,12 +160,14 @@ class Rehearsal(TorchDispatchMode):
     Attributes:
         waits: (place, kind) of each wait of the host, and how often.
         inexact: places in operators and transforms that multiplied while TF32 was allowed.
+        scattered: places that added numbers up where an index told to.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[tuple[str, str]] = Counter()
         self.inexact: set[str] = set()
+        self.scattered: set[str] = set()
         self._from_numbers = _FromNumbers()
 
     def __enter__(self) -> Self:
@@ -215,6 +227,8 @@ class Rehearsal(TorchDispatchMode):
             isinstance(tensor, Remote) for tensor in tensors
         ):
             self.waits[place(), "from host"] += 1
+        if packet in SCATTERED or _accumulates(packet, args):
+            self.scattered.add(place())
         if (
             packet in PRODUCTS
             and tensors[0].dtype == torch.float32
@@ -267,6 +281,10 @@ def _counts_places(packet: Any, args: Any) -> bool:
     return masked and not (len(args) > 2 and args[2].numel() == 1)
 
 
+def _accumulates(packet: Any, args: Any) -> bool:
+    return packet in (aten.index_put, aten.index_put_, aten._index_put_impl_) and len(args) > 3 and bool(args[3])
+
+
 def _allows_tf32() -> bool:
     return torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
 
@@ -281,7 +299,7 @@ def place() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(PACKAGE):
+        if path.startswith(PACKAGE) and frame.f_code.co_name != ASKING:
             return f"{path.removeprefix(PACKAGE).replace(os.sep, '/')}:{frame.f_code.co_qualname}"
         frame = frame.f_back
     return "elsewhere"

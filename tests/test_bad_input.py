@@ -109,7 +109,7 @@ CASES: dict[str, tuple[dict[str, str | None], str]] = {
     "misspelt folder": ({"datasets": "goood"}, "did you mean 'good'?"),
     "no dataset": ({"datasets": None}, "--datasets"),
     "dataset and image": ({"image": "{root}/good/a.png"}, "give one of"),
-    "folders of one name": ({"datasets": "good,{root}/other/good"}, "would both be called 'good'"),
+    "one folder twice": ({"datasets": "good,{root}/other/../good"}, "are one set; name it once"),
     "empty folder": ({"datasets": "empty"}, "no images in"),
     "folder without images": ({"datasets": "notes"}, "no images in"),
     "truncated image": ({"datasets": "truncated"}, "broken.png"),

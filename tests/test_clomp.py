@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.operators import make_operator
-from cs_models.solvers.clomp import CLOMP, omp_injection
+from cs_models.solvers.clomp import CLOMP, INJECTIONS, CoefficientsLearning, WarmCLOMP
+from cs_models.solvers.clomp_branches import omp_injection
 from cs_models.solvers.priors import Prior, differentiated, local_variation, total_variation
 from cs_models.solvers.tikhonov import smooth_image
 from datamodules.images import read_image
@@ -98,19 +99,19 @@ def test_smooth_image_explains_the_measurements() -> None:
 
 
 @pytest.mark.parametrize(
-    ("structure", "injection"),
-    [(1, "none"), (1, "omp"), (1, "iht"), (1, "ista"), (1, "irls"), (2, "omp"), (2, "iht")],
+    "solver",
+    [
+        *(CLOMP(injection=injection) for injection in INJECTIONS),
+        *(CLOMP(injection=injection, structure=2, neurons=16) for injection in ("omp", "iht")),
+        *(CLOMP(injection=injection, form="iterates") for injection in ("omp", "iht", "ista", "irls")),
+        *(CLOMP(injection=injection, learned_weight=True) for injection in ("none", "omp")),
+    ],
+    ids=lambda solver: f"{solver.injection} {solver.structure} {solver.form} {solver.learned_weight}",
 )
-def test_branches_together_beat_the_pseudo_inverse(structure: int, injection: str) -> None:
+def test_branches_together_beat_the_pseudo_inverse(solver: CLOMP) -> None:
     x = photograph(32)
     operator = make_operator("column", 0.4, (32, 32))
     y = operator(x)
-    solver = CLOMP(
-        injection=injection,  # type: ignore[arg-type]
-        structure=structure,  # type: ignore[arg-type]
-        neurons=16,
-        start="random",
-    )
     assert psnr(solver.reconstruct(y, operator), x) > psnr(operator.pinv(y), x) + 3
 
 
@@ -129,7 +130,7 @@ def test_released_mode_reproduces_the_released_figures(
         pixels = torch.tensor(read_image(path)).float().squeeze()[None, None]
         x = pixels / pixels.max()
         operator = make_operator("column", ratio, (x.shape[-2], x.shape[-1]))
-        estimate = CLOMP(released=True).reconstruct(operator(x), operator).clamp(0, 1)
+        estimate = CLOMP(recipe="released").reconstruct(operator(x), operator).clamp(0, 1)
         ssim = structural_similarity(x[0, 0].numpy(), estimate[0, 0].numpy(), data_range=float(x.max() - x.min()))
         figures.append((ssim, psnr(estimate, x)))
     ssim, decibels = torch.tensor(figures).mean(0).tolist()
@@ -138,30 +139,31 @@ def test_released_mode_reproduces_the_released_figures(
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
-def test_default_dominates_the_released_settings(real_data: Path, ratio: float) -> None:
+def test_a_warm_start_dominates_the_paper_and_its_code(real_data: Path, ratio: float) -> None:
     pixels = torch.tensor(read_image(real_data / "BrainMRI" / "brain_test_01.png")).float()
     x = pixels.squeeze()[None, None, ::2, ::2] / 255
     operator = make_operator("column", ratio, (x.shape[-2], x.shape[-1]))
     y = operator(x)
-    default, released = (psnr(CLOMP(released=flag).reconstruct(y, operator), x) for flag in (False, True))
-    assert default > released
+    warm, corrected, released = (
+        psnr(solver.reconstruct(y, operator), x) for solver in (WarmCLOMP(), CLOMP(), CLOMP(recipe="released"))
+    )
+    assert warm > max(corrected, released)
 
 
 # The smooth start of structured sampling takes many conjugate gradient steps, which let rounding errors of the
 # matrix products grow; there, only the random start is the same to rounding.
 @pytest.mark.parametrize(
-    ("spec", "arguments"),
+    ("spec", "solver"),
     [
-        *((spec, {}) for spec in ("column", "block:8", "pixel", "fourier")),
-        *((spec, {"released": True}) for spec in ("column", "block:8", "structured:8")),
+        *((spec, WarmCLOMP(epochs=30)) for spec in ("column", "block:8", "pixel", "fourier")),
+        *((spec, CLOMP(epochs=30)) for spec in ("column", "block:8", "structured:8")),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_a_batch_equals_its_images_one_by_one(spec: str, arguments: dict[str, bool]) -> None:
+def test_a_batch_equals_its_images_one_by_one(spec: str, solver: CoefficientsLearning) -> None:
     x = torch.cat([photograph(20), 0.3 * photograph(20).flip(-1)]).double().expand(2, 2, 20, 20)
     operator = make_operator(spec, 0.4, (20, 20)).double()
     y = operator(x)
-    solver = CLOMP(epochs=30, **arguments)  # type: ignore[arg-type]
     together = solver.reconstruct(y, operator)
     for index in range(2):
         assert torch.allclose(together[index], solver.reconstruct(y[index : index + 1], operator)[0], atol=1e-6)
@@ -180,7 +182,7 @@ def test_a_caller_may_switch_gradients_off(structure: Literal[1, 2]) -> None:
 def test_priors_act_across_block_borders() -> None:
     x = photograph()
     operator = make_operator("block:16", 0.1, (48, 48))
-    estimate = CLOMP().reconstruct(operator(x), operator)
+    estimate = WarmCLOMP().reconstruct(operator(x), operator)
     jumps = estimate.diff(dim=-1).abs().mean((0, 1, 2))
     at_borders, elsewhere = jumps[[15, 31]].mean(), jumps[[7, 23, 39]].mean()
     assert at_borders < 2.5 * elsewhere
@@ -189,7 +191,7 @@ def test_priors_act_across_block_borders() -> None:
 def test_seed_decides_the_random_start() -> None:
     operator = make_operator("column", 0.3, (24, 24))
     y = operator(photograph(24))
-    first, again, other = (CLOMP(released=True, seed=seed, epochs=20).reconstruct(y, operator) for seed in (0, 0, 1))
+    first, again, other = (CLOMP(seed=seed, epochs=20).reconstruct(y, operator) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -201,7 +203,7 @@ def own_prior(x: Tensor) -> Tensor:
 def test_own_prior_pulls_the_result() -> None:
     operator = make_operator("column", 0.1, (24, 24))
     y = operator(photograph(24))
-    plain, pulled = CLOMP(w_lv=0.0), CLOMP(w_lv=0.0, prior=own_prior, w_prior=100.0)
+    plain, pulled = WarmCLOMP(w_lv=0.0), WarmCLOMP(w_lv=0.0, prior=own_prior, w_prior=100.0)
     near, far = (own_prior(solver.reconstruct(y, operator)).item() for solver in (pulled, plain))
     assert near < far
     assert pulled.settings()["prior"].endswith("own_prior")
@@ -215,11 +217,21 @@ def test_one_dimensional_signals() -> None:
     assert psnr(solution.x, x) > psnr(operator.pinv(operator(x)), x) + 3
 
 
-@pytest.mark.parametrize("arguments", [{}, {"released": True}, {"structure": 2}], ids=str)
-def test_black_image(arguments: dict[str, int]) -> None:
+def test_signals_are_not_for_the_warm_start() -> None:
+    operator = make_operator("column", 0.5, (64, 1))
+    with pytest.raises(UserError, match="3x3 pixels, and this one is 64x1; use clomp"):
+        WarmCLOMP().solve(torch.rand(1, 1, 1, 32), operator)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [CLOMP(epochs=20), CLOMP(recipe="released", epochs=20), CLOMP(structure=2, epochs=20), WarmCLOMP(epochs=20)],
+    ids=["corrected", "released", "structure 2", "warm"],
+)
+def test_black_image(solver: CoefficientsLearning) -> None:
     operator = make_operator("column", 0.3, (16, 16))
     x = torch.stack([torch.zeros(1, 16, 16), photograph(16)[0]])
-    solution = CLOMP(**arguments).solve(operator(x), operator)  # type: ignore[arg-type]
+    solution = solver.solve(operator(x), operator)
     assert torch.equal(solution.x[0], x[0])
     assert solution.x[1].any()
     assert solution.converged is not None
@@ -231,7 +243,8 @@ def test_black_image(arguments: dict[str, int]) -> None:
 def test_constant_image() -> None:
     operator = make_operator("column", 0.3, (16, 16))
     x = torch.full((1, 1, 16, 16), 0.5)
-    assert (CLOMP().reconstruct(operator(x), operator) - x).abs().mean() < 0.01
+    for solver in (CLOMP(), WarmCLOMP()):
+        assert (solver.reconstruct(operator(x), operator) - x).abs().mean() < 0.01
 
 
 def test_one_measurement_a_signal() -> None:
@@ -246,7 +259,9 @@ def test_nan_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"epochs": 0}, {"structure": 3}, {"injection": "mp"}, {"mask": "mean"}, {"neurons": 0}], ids=str
+    "arguments",
+    [{"epochs": 0}, {"structure": 3}, {"injection": "mp"}, {"mask": "mean"}, {"neurons": 0}, {"recipe": "warm"}],
+    ids=str,
 )
 def test_settings_out_of_range_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(UserError, match="expected"):

@@ -135,10 +135,22 @@ def test_tiff_of_every_depth_spans_black_to_white(tmp_path: Path, bits: int, whi
     assert read_image(path).tolist() == [(255 - expected if white_is_zero else expected).tolist()]
 
 
-def test_a_depth_that_pillow_does_not_know_is_one_line(tmp_path: Path) -> None:
-    path = tiff(tmp_path / "a.tif", packed([0, 4095], 12), 2, bits=[12], photometric=[0])
+@pytest.mark.parametrize(
+    ("bits", "tags"),
+    [
+        ([12], {"photometric": [0]}),
+        ([12], {"kind": [2]}),
+        ([10], {}),
+        ([12, 12, 12], {"photometric": [2], "samples": [3]}),  # of which Pillow warns
+    ],
+)
+def test_a_depth_that_pillow_does_not_know_is_one_line(
+    bits: list[int], tags: dict[str, list[int]], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tiff(tmp_path / "a.tif", packed([0, 1023, 0, 1], bits[0]), 4, bits=bits, **tags)
     with pytest.raises(UserError, match=r"a\.tif.*convert it to PNG"):
         read_image(path)
+    assert not recwarn.list
 
 
 def test_sixteen_bits_of_the_other_byte_order(tmp_path: Path) -> None:

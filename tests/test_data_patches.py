@@ -22,7 +22,8 @@ from cs_models import host_memory
 from cs_models.errors import UserError
 from cs_models.training.callbacks import is_worker_death
 from datamodules.catalog import find_images
-from datamodules.patches import Crops, PatchDataModule
+from datamodules.crops import Crops
+from datamodules.patches import PatchDataModule
 
 
 @pytest.fixture
@@ -263,7 +264,7 @@ def test_a_training_set_larger_than_the_memory_is_refused(
     tmp_path: Path, images: list[npt.NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, str]] = []
-    monkeypatch.setattr("datamodules.patches.check_memory", lambda need, what: asked.append((need, what)))
+    monkeypatch.setattr("datamodules.crops.check_memory", lambda need, what: asked.append((need, what)))
     make(tmp_path)
     assert asked[-1] == (2 * 3 * (8 * 7 + 10 * 12), "the training set of 2 images")
 

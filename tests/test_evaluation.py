@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,11 +22,15 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cs_models.cli.evaluate import main
+from cs_models.evaluation.measurements import range_line, to_unit_range
+from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.protocol import measure, quantise
-from cs_models.evaluation.results import COLUMNS, read_rows
+from cs_models.evaluation.results import COLUMNS, ResultsFile, read_rows
+from cs_models.evaluation.timing import Timed
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
 from cs_models.operators import make_operator
+from cs_models.reconstruction import Solution
 from cs_models.training.weights import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -190,6 +196,34 @@ def test_two_processes_give_the_rows_of_one(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks the second process up under /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_processes_end_when_one_is_killed(rank: int, tmp_path: Path) -> None:
+    data, out = make_images(tmp_path / "data", ((40, 50),) * 60), tmp_path / "out"
+    words = command(data, out, "--devices", "2", methods="ista:iterations=600:tolerance=0")
+    first = subprocess.Popen([sys.executable, "eval.py", *words], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    path, deadline = out / "per_image.csv", time.monotonic() + 200
+    while not (path.exists() and all(f",tiny,{image}," in path.read_text() for image in (0, 1))):
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline, "no row of each appeared"
+        time.sleep(0.05)
+    os.kill((first.pid, child(first.pid))[rank], signal.SIGKILL)
+    printed = first.communicate(timeout=60)[1]  # ends when no process has the error stream any more
+    assert len(list(read_rows(path))) < 120
+    assert "Traceback" not in printed
+    assert ("first process of this run ended" in printed) == (rank == 0)
+
+
+def child(parent: int) -> int:
+    """The process that another one has started."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if path.read_text().rpartition(")")[2].split()[1] == str(parent):
+                return int(path.parent.name)
+    raise AssertionError(f"{parent} has no child")
+
+
+@pytest.mark.slow
 def test_processes_that_slurm_starts_share_the_images(data: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -318,8 +352,9 @@ def test_the_picture_beside_a_reconstruction_is_its_own(data: Path, tmp_path: Pa
         (tmp_path / folder).mkdir()
         Image.fromarray(np.full((size, size), 9, np.uint8)).save(tmp_path / folder / "photo.png")
         assert main(command(data, out, "--image", str(tmp_path / folder / "photo.png"), methods="pinv")) == 0
-    (original,) = out.glob("images/*/photo/original_*.png")
-    assert Image.open(original).size == (48, 48)
+    for row, size in zip(ResultsFile(out).rows(), (40, 48), strict=True):
+        pictures = Pictures.of_row(out, row)
+        assert Image.open(pictures.original).size == Image.open(pictures.reconstruction).size == (size, size)
 
 
 def test_a_changed_matrix_file_counts_alone(data: Path, tmp_path: Path) -> None:
@@ -354,20 +389,73 @@ def test_what_changes_no_weight_but_the_result_changes_the_key() -> None:
 def test_a_compiled_network_is_compiled_before_it_is_timed(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While operations are counted nothing is compiled, so the last call before the first timed one must not count."""
-    counting: list[bool] = []
+    """While operations are counted nothing is compiled, so the last call before the first timed one must not count.
+
+    It has as many images: another number might be compiled anew.
+    """
+    calls: list[tuple[bool, int]] = []
     images = ISTANetPPModule.images
 
-    def noted(*args: Any, **options: Any) -> Any:
-        counting.append(bool(torch.utils._python_dispatch._get_current_dispatch_mode_stack()))
-        return images(*args, **options)
+    def noted(module: ISTANetPPModule, y: torch.Tensor, *args: Any, **options: Any) -> Any:
+        calls.append((bool(torch.utils._python_dispatch._get_current_dispatch_mode_stack()), len(y)))
+        return images(module, y, *args, **options)
 
     monkeypatch.setattr(ISTANetPPModule, "images", noted)
-    monkeypatch.setattr(ISTANetPPModule, "compile_layers", lambda module: None)
+    monkeypatch.setattr(ISTANetPPModule, "compile_layers", lambda module, mode: None)
     checkpoint = save_network(tmp_path / "net.safetensors")
-    words = command(data, tmp_path / "out", "--compile", "--limit", "1", "--ratios", "0.3", methods=str(checkpoint))
-    assert main(words) == 0
-    assert counting == [True, False, False]
+    more = "--compile", "--limit", "2", "--batch_size", "2", "--ratios", "0.3"
+    assert main(command(data, tmp_path / "out", *more, methods=str(checkpoint))) == 0
+    assert calls == [(True, 2), (False, 2), (False, 2)]
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2"])
+def test_scoring_behind_a_gpu_changes_no_row_and_no_order(
+    batch_size: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = []
+    for overlaps in (False, True):
+        monkeypatch.setattr("cs_models.evaluation.loop._Worker._overlaps", overlaps)
+        assert main(command(data, tmp_path / str(overlaps), "--batch_size", batch_size, "--save_images")) == 0
+        tables.append(list(table(tmp_path / str(overlaps)).items()))
+    assert tables[0] == tables[1]
+
+
+def test_what_was_reconstructed_before_a_mistake_is_scored(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data / "tiny/1.png").write_bytes((data / "tiny/1.png").read_bytes()[:60])
+    monkeypatch.setattr("cs_models.evaluation.loop._Worker._overlaps", True)
+    assert main(command(data, tmp_path / "out", "--ratios", "0.1", methods="pinv")) == 2
+    assert [row.image for row in read_rows(tmp_path / "out/per_image.csv")] == ["0"]
+
+
+def test_a_gpu_is_timed_without_standing_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits from the first kernel on; the time is that between two marks among the kernels."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: str) -> None:
+            done.append(f"mark on {stream}")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1500.0
+
+    fakes: dict[str, Any] = {
+        "Event": Event, "current_stream": lambda device: "stream", "synchronize": lambda: done.append("wait"),
+        "reset_peak_memory_stats": lambda device: None, "max_memory_allocated": lambda device: 3 * 2**20,
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    x = torch.rand(2, 1, 8, 8)
+    timed = Timed(lambda: done.append("solve") or Solution(x), torch.device("cuda"))  # type: ignore[func-returns-value]
+    assert done == ["wait", "mark on stream", "solve", "mark on stream"]
+    timed.wait()
+    assert timed.solution.x is x
+    assert timed.solution.residual is None
+    assert (timed.seconds(), timed.peak_memory_mb) == (1.5, 3)
 
 
 def test_other_weights_compute_anew(data: Path, tmp_path: Path) -> None:
@@ -401,7 +489,7 @@ def test_an_own_picture_is_reconstructed_in_colour(data: Path, tmp_path: Path) -
     assert main(command(data, out, "--image", str(data / "tiny/2.png"), methods="tv")) == 0
     row = next(read_rows(out / "per_image.csv"))
     assert (row.dataset, row.image, row.channels) == ("image", "2", "rgb")
-    (picture,) = (out / "images/image/2/0.3").glob("tv_*.png")
+    (picture,) = out.glob("images/*/2/0.3/tv_*.png")
     assert np.asarray(Image.open(picture)).shape == (33, 66, 3)
 
 
@@ -458,24 +546,29 @@ def test_constant_measurements_stay_when_quantised() -> None:
 def test_pictures_are_written_for_the_first_image_or_for_all(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     main(command(data, out, methods="pinv"))
-    assert len(list(out.glob("images/tiny/*/*/pinv_*.png"))) == 2
+    assert len(list(out.glob("images/tiny-*/*/*/pinv_*.png"))) == 2
     main(command(data, out, "--save_images", methods="pinv"))
-    assert len(list(out.glob("images/tiny/*/*/pinv_*.png"))) == 6
-    assert len(list(out.glob("images/tiny/*/original_luminance.png"))) == 3
+    assert len(list(out.glob("images/tiny-*/*/*/pinv_*.png"))) == 6
+    assert len(list(out.glob("images/tiny-*/*/original_luminance.png"))) == 3
 
 
-def test_real_measurements_are_reconstructed_without_a_ground_truth(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 255.0, -3.0])
+def test_real_measurements_are_reconstructed_without_a_ground_truth(
+    scale: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     phi, y, out = tmp_path / "phi.npy", tmp_path / "y.npy", tmp_path / "out"
     matrix = np.linalg.qr(np.random.RandomState(0).randn(64, 50))[0].T
     np.save(phi, matrix)
     images = torch.rand(2, 1, 16, 24)
     operator = make_operator(str(phi), 50 / 64, (16, 24))
-    np.save(y, operator(images)[:, 0].numpy())
+    np.save(y, scale * operator(images)[:, 0].numpy())
     arguments = ["--methods", "pinv,tv", "--measurements", str(y), "--operator", str(phi), "--shape", "16,24"]
     assert main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
+    expected = scale * operator.pinv(operator(images[1:]))[0, 0].numpy()
+    np.testing.assert_allclose(np.load(out / "reconstructions/001_pinv.npy"), expected, rtol=0, atol=1e-5 * abs(scale))
+    low, high = expected.min(), expected.max()
     picture = np.asarray(Image.open(out / "reconstructions/001_pinv.png"))
-    expected = operator.pinv(operator(images[1:]))[0, 0].clamp(0, 1).numpy()
-    assert np.abs(picture / 255 - expected).max() < 1 / 255
+    assert np.abs(picture / 255 - (expected - low) / (high - low)).max() < 1 / 255
     with (out / "reconstructions.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["method"], line["image"]) for line in lines] == [
@@ -485,6 +578,18 @@ def test_real_measurements_are_reconstructed_without_a_ground_truth(tmp_path: Pa
         ("tv", "1"),
     ]
     assert float(lines[0]["residual"]) < 1e-5
+    assert [float(lines[1][key]) for key in ("lowest", "highest")] == pytest.approx([low, high], rel=0.01)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "values from" in line]
+    assert said.startswith("measured as block:8 from phi.npy; values from ")
+    assert said.endswith("span each image's own range; methods are made for images in [0, 1]")
+
+
+def test_pictures_within_the_unit_range_are_shown_as_they_are() -> None:
+    for image in (torch.tensor([0.1, 0.4]), torch.tensor([0.0, 1.0]), torch.full((2,), 7.0)):
+        assert to_unit_range(image) is image
+    for image in (torch.tensor([0.0, 1e-40]), torch.tensor([-3e38, 3e38]), torch.tensor([0.0, 0.09])):
+        assert to_unit_range(image).tolist() == [0, 1]
+    assert range_line([(0.1, 0.4), (0, 1)]) == "values from 0 to 1, kept in .npy files beside the pictures"
 
 
 def test_a_yaml_file_and_the_command_line_agree(data: Path, tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_each_solver_takes_the_operators_that_the_docs_say(name: str, spec: str,
 
 
 def test_settings_have_the_types_of_the_constructor() -> None:
-    settings = build_method("clomp:released=true:epochs=7:w_tv=0.5", 0.3).settings()
-    assert (settings["released"], settings["epochs"], settings["w_tv"]) == (True, 7, 0.5)
+    settings = build_method("clomp:recipe=released:epochs=7:w_tv=0.5", 0.3).settings()
+    assert (settings["recipe"], settings["epochs"], settings["w_tv"]) == ("released", 7, 0.5)
     assert parse_method("tv").settings == ()
 
 

@@ -55,7 +55,7 @@ def test_a_row_for_each_signal_with_scores_of_the_scaled_signal(
         (method, image) for method in ("omp", "iht") for image in ("0", "1")
     ]
     volts = np.load(recordings / "volts.npy")
-    folder = recordings / "out/images/volts.npy"
+    (folder,) = recordings.glob("out/images/volts.npy-*")
     for row in table:
         signal = volts[int(row["image"])]
         original = np.load(folder / row["image"] / "original_signal.npy")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +34,8 @@ from cs_models.operators.principal import main as principal
 from cs_models.reconstruction import Solution
 from cs_models.zoo.methods import build_method
 from datamodules.download import main as download
+from tests.conftest import REPOSITORY
+from tests.test_arrays import HOSTILE
 
 
 @pytest.fixture(scope="module")
@@ -248,15 +253,49 @@ def test_a_picture_whose_name_is_not_utf8(images: Path, tmp_path: Path) -> None:
     assert len(list((out / "images").rglob("original_*.png"))) == 2
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock that processes share")
-def test_every_process_of_an_evaluation_holds_the_folder(tmp_path: Path) -> None:
-    first = only_writer(tmp_path)
-    first.__enter__()
-    with only_writer(tmp_path, first=False):
-        first.__exit__(None, None, None)  # as where the first process is killed
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_every_process_of_an_evaluation_holds_the_folder(last: int, tmp_path: Path) -> None:
+    """Whichever of them is left, as where the others are killed; by exclusive locks, as all systems have them."""
+    processes = [only_writer(tmp_path, first=number == 0) for number in range(3)]
+    for process in processes:
+        process.__enter__()
+    for process in processes[:last] + processes[last + 1 :]:
+        process.__exit__(None, None, None)
+    for _ in range(2):
         with pytest.raises(UserError, match="another evaluation"), only_writer(tmp_path):
             pass
-    with only_writer(tmp_path):
+    processes[last].__exit__(None, None, None)
+    with only_writer(tmp_path), only_writer(tmp_path, first=False):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows kills no process by a signal")
+def test_processes_outlive_the_first_one_and_keep_the_folder(tmp_path: Path) -> None:
+    """The first process is killed; what it started goes on, and nobody else is let in until it ends."""
+    program = """if True:
+        import os, subprocess, sys
+        from pathlib import Path
+        from cs_models.locks import holding
+        folder, *words = sys.argv[1:]
+        with holding(Path(folder), "evaluation", first=not words):
+            if not words:
+                subprocess.Popen([sys.executable, __file__, folder, "other"], stdin=sys.stdin)
+            print("held", flush=True)
+            sys.stdin.read()
+    """
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "out")]
+    places = {"env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **places) as first:  # type: ignore[call-overload]
+        assert [first.stdout.readline() for _ in range(2)] == [b"held\n"] * 2
+        first.kill()
+        first.wait()
+        for _ in range(2):
+            with pytest.raises(UserError, match="another evaluation"), holding(tmp_path / "out", "evaluation"):
+                pass
+        first.stdin.close()
+        first.stdout.read()  # until the other one has ended too
+    with holding(tmp_path / "out", "evaluation"):
         pass
 
 
@@ -273,7 +312,7 @@ def test_a_folder_has_one_training(tmp_path: Path, images: Path, capsys: pytest.
 
 def test_processes_of_a_training_choose_one_folder(tmp_path: Path) -> None:
     """The first one's lock may be there before the others look for a folder."""
-    with holding(tmp_path / "run", "training"):
+    with holding(tmp_path / "run", "training"), holding(tmp_path / "run", "training", first=False):
         assert numbered_folders(tmp_path, "run") == []
     (tmp_path / "run/metrics.csv").touch()
     assert numbered_folders(tmp_path, "run") == [tmp_path / "run"]
@@ -296,6 +335,37 @@ def test_ctrl_c_in_a_training_says_how_to_go_on(
     monkeypatch.setattr(train, "train", lambda words: sys.exit(143))
     with pytest.raises(SystemExit, match="143"):
         train.main(["fit"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signal to one process alone")
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        ("train.py", "cs_models.cli.train"),
+        ("train.py fit --config ista_net_pp", "torch"),
+        ("eval.py", "jsonargparse"),
+        ("eval.py --methods pinv --datasets bundled --ratios 0.1", "numpy._core.multiarray"),
+        ("eval.py --methods pinv --datasets bundled --ratios 0.1", "torch"),
+        ("cs_models/__main__.py", "cs_models.cli.main"),
+        ("cs_models/__main__.py list", "cs_models.cli.evaluate"),
+    ],
+)
+def test_ctrl_c_during_an_import_is_one_line(words: str, module: str) -> None:
+    program = """if True:
+        import os, runpy, signal, sys
+        module, *words = sys.argv[1:]
+        class CtrlC:
+            def find_spec(name, *_):
+                if name == module:
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, CtrlC)
+        sys.path.insert(0, "")
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+    """
+    command = [sys.executable, "-c", program, module, *words.split()]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (run.stderr, run.returncode) == ("interrupted\n", 130)
 
 
 @pytest.mark.parametrize(
@@ -365,6 +435,15 @@ WORDS = st.sampled_from(
         *("{", "!!python/object/apply:os.system [ls]", "*a", "cpu", "rgb", "true", "null", "", " ", "..", "/", "~"),
     ]
 ) | st.text(max_size=8)
+CONTENTS = [
+    b"\x80\x04\x95" * 9,
+    struct.pack("<Q", 2**62) + b"{}",
+    *(
+        struct.pack("<Q", len(header)) + header.encode()
+        for header in ("[" * 5000, "{}", '{"__metadata__": {"cs_models": "[]"}}')
+    ),
+    *HOSTILE.values(),
+]  # what files hold, as checkpoints and arrays
 NAMES = st.sampled_from(
     [
         *("methods", "datasets", "ratios", "limit", "channels", "image", "operator", "seed", "seeds", "noise", "bits"),
@@ -375,10 +454,15 @@ NAMES = st.sampled_from(
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(changes=st.dictionaries(NAMES, WORDS, max_size=3), extra=st.lists(WORDS, max_size=1))
+@given(
+    changes=st.dictionaries(NAMES, WORDS, max_size=3),
+    extra=st.lists(WORDS, max_size=1),
+    content=st.sampled_from(CONTENTS),
+)
 def test_no_command_line_gives_a_traceback(
     changes: dict[str, str],
     extra: list[str],
+    content: bytes,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -389,7 +473,7 @@ def test_no_command_line_gives_a_traceback(
     monkeypatch.setattr(Candidate, "solve", lambda self, y, operator: Solution(y))
     bad = tmp_path / "bad"
     for suffix in (".npy", ".safetensors", ".ckpt"):
-        bad.with_suffix(suffix).write_bytes(b"\x80\x04\x95" * 9)
+        bad.with_suffix(suffix).write_bytes(content)
     (tmp_path / "bomb.yaml").write_text(YAML["bomb"])
     filled = {"methods": "pinv", "datasets": str(images), "ratios": "0.3", "device": "cpu"} | changes
     if changes.keys() & {"image", "measurements"} and "datasets" not in changes:

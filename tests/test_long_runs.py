@@ -375,9 +375,9 @@ def test_batches_without_a_finite_loss_can_be_skipped(devices: int, tiny_images:
     assert finish(words, tmp_path, devices)[0] == [0] * devices
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
     last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert last["skipped_batches"] == 2
+    assert last["skipped_steps"] == 2
     with open(tmp_path / "run/metrics.csv") as file:
-        assert {row["train/skipped_batches"] for row in csv.DictReader(file)} == {"", "1.0", "2.0"}
+        assert {row["train/skipped_steps"] for row in csv.DictReader(file)} == {"", "1.0", "2.0"}
 
 
 @pytest.mark.slow

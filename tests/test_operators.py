@@ -268,6 +268,16 @@ def test_bank_matrices_are_unseen_by_evaluation() -> None:
     assert not any(torch.equal(training, make_operator("block:8", 0.5, (8, 8), seed).matrix) for seed in range(20))
 
 
+@pytest.mark.parametrize("kind", ["pixel", "cartesian", "radial", "radon"])
+def test_the_bank_draws_what_has_no_matrix(kind: str) -> None:
+    bank, again = (SamplingBank(Sampling(ratios=(0.3,), kind=kind, noise_sigma=5)) for _ in range(2))  # type: ignore[arg-type]
+    draws = [bank.draw(step, (16, 16)) for step in range(4)]
+    assert len({operator.noise_sigma for operator in draws}) == 4
+    assert len({str(operator.spec) for operator in draws}) == (4 if kind == "pixel" else 1)
+    assert again.draw(3, (16, 16)).spec == draws[3].spec
+    assert make_operator(bank.sampling.operator, 0.3, (16, 16)).spec["kind"] == kind
+
+
 def test_structured_bank_permutes_anew_each_step() -> None:
     bank = SamplingBank(Sampling(kind="structured", block_size=8))
     first, second = bank.draw(0, (16, 16)), bank.draw(1, (16, 16))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +14,25 @@ from PIL import Image
 
 from cs_models.cli import evaluate as evaluation
 from cs_models.errors import UserError
+from cs_models.evaluation.results import ResultsFile
 from cs_models.networks.diffusion.ddnm import DDNM
 from cs_models.networks.diffusion.idm import IDMConfig, IDMModule
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
 from cs_models.networks.unfolding.module import UnfoldingTraining
+from cs_models.networks.unfolding.scnet import SCNetConfig, SCNetModule
 from cs_models.operators import FourierOperator, RadonOperator, Sampling, make_operator
 from cs_models.reconstruction import Reconstructor
+from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import build_method
 from tests.conftest import REPOSITORY
 
 MEASUREMENTS = ["pixel", "cartesian", "radial", "radon"]
 SIZE = (32, 32)
+SMALL_UNET = {
+    "block_out_channels": (16, 32, 64, 64), "attention_head_dim": 4, "norm_num_groups": 4,
+    "cross_attention_dim": 8, "layers_per_block": 1,
+}  # fmt: skip
 
 
 def blob(size: tuple[int, int], x: float, y: float, width: float) -> torch.Tensor:
@@ -109,11 +118,7 @@ def reconstructor(name: str, tiny_ddpm: Path) -> Reconstructor:
     if name == "coast":
         return COASTModule(COASTConfig(layers=2, features=4))
     if name == "idm":
-        unet = {
-            "block_out_channels": (16, 32, 64, 64), "attention_head_dim": 4, "norm_num_groups": 4,
-            "cross_attention_dim": 8, "layers_per_block": 1,
-        }  # fmt: skip
-        return IDMModule(IDMConfig(2, unet=unet))
+        return IDMModule(IDMConfig(2, unet=SMALL_UNET))
     return build_method(name, 0.3)
 
 
@@ -132,6 +137,50 @@ def test_every_kind_of_method_takes_them(word: str, name: str, tiny_ddpm: Path) 
         assert (operator(estimate) - y).norm() < 0.05 * y.norm()
     if name == "tv":
         assert (estimate - x).norm() < (operator.pinv(y) - x).norm()
+
+
+@pytest.mark.parametrize("kind", MEASUREMENTS)
+@pytest.mark.parametrize("name", ["coast", "scnet", "idm"])
+def test_networks_learn_from_them(name: str, kind: Any) -> None:
+    training = UnfoldingTraining(Sampling(ratios=(0.3,), kind=kind))
+    modules: dict[str, Callable[[], ReconstructionModule]] = {
+        "coast": lambda: COASTModule(COASTConfig(layers=2, features=4), training),
+        "scnet": lambda: SCNetModule(SCNetConfig(layers=2, features=4), training),
+        "idm": lambda: IDMModule(IDMConfig(2, unet=SMALL_UNET), training),
+    }
+    module, x = modules[name](), (blob(SIZE, 3, -4, 6) > 0.4).float()
+    optimizer = torch.optim.Adam(module.network.parameters(), 3e-3)
+    losses = []
+    for step in range(3):
+        operator = module.training_operator(SIZE, step)
+        loss = module.training_loss(x, operator.measure(x), operator, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.constrain()
+        losses.append(loss.item())
+    for parameter in module.network.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+    assert len(set(losses)) == 3
+
+
+def test_every_image_may_be_measured_in_an_order_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray((255 * blob((40, 40), 3, -4, 8)[0, 0]).numpy().astype(np.uint8)).save(images / f"{name}.png")
+    words = ["--methods", "pinv", "--datasets", str(images), "--ratios", "0.3", "--device", "cpu"]
+    words += ["--out", str(tmp_path / "out"), "--operator"]
+    assert evaluation.main([*words, "structured:8"]) == 0
+    for operator in ("structured:8", "pixel"):
+        assert evaluation.main([*words, operator, "--draw_per_image"]) == 0
+    rows = ResultsFile(tmp_path / "out").rows()
+    drawn = ["structured:8, drawn per image", "pixel, drawn per image"]
+    assert [row.operator for row in rows[::2]] == ["structured:8", *drawn]
+    assert [rows[k].psnr_db == rows[k + 1].psnr_db for k in (0, 2, 4)] == [True, False, False]
+    assert evaluation.main([*words, "block:8", "--draw_per_image"]) == 2
+    assert "measure with structured or pixel" in capsys.readouterr().err
 
 
 def test_tomography_without_noise_is_exact_for_ddnm(tiny_ddpm: Path) -> None:

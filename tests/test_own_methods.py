@@ -80,6 +80,9 @@ def test_the_page(folder: Path, tiny_images: Path) -> None:
     assert int(by_method["module:my_net.py:build"]["macs"]) > 0
     trained = by_method["module:my_module.py:MyModule:checkpoint=runs/my_net/model.safetensors"]
     assert int(trained["parameters"]) == 32 * 9 + 32 + 32 * 9 + 1
+    origins = {"tv": "training-free", "r_coast": "trained", "module:my_net.py:build": "own code"}
+    assert {name: by_method[name]["provenance"] for name in origins} == origins
+    assert trained["provenance"] == "trained"
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from cs_models.operators import BlockOperator, ColumnOperator, FourierOperator, 
 from cs_models.operators.matrices import gaussian_matrix, unit_norm_columns
 from cs_models.solvers.base import IterativeSolver
 from cs_models.solvers.iht import IHT, NIHT
+from cs_models.solvers.irls import IRLS
 from cs_models.solvers.omp import OMP
 from cs_models.solvers.sparse_problem import DictionaryProblem, sparse_problem
 from cs_models.solvers.stomp import StOMP
@@ -35,8 +36,8 @@ from cs_models.transforms.dct import (
 )
 from datamodules.images import read_image
 
-GREEDY = [OMP(), StOMP(), IHT(), NIHT(), SubspacePursuit(), CoSaMP()]
-WHOLE_IMAGE = [IHT(sparsity=6), NIHT(sparsity=6), SubspacePursuit(sparsity=6), CoSaMP(sparsity=6)]
+GREEDY = [OMP(), StOMP(), IHT(), NIHT(), SubspacePursuit(), CoSaMP(), IRLS()]
+WHOLE_IMAGE = [IHT(sparsity=6), NIHT(sparsity=6), SubspacePursuit(sparsity=6), CoSaMP(sparsity=6), IRLS()]
 
 
 def name_of(solver: object) -> str | None:
@@ -128,6 +129,8 @@ def test_problem_agrees_with_its_operator(spec: str) -> None:
         (NIHT(sparsity=6, tolerance=1e-7, iterations=500), 6),
         (SubspacePursuit(sparsity=6), 6),
         (CoSaMP(sparsity=6), 6),
+        (IRLS(tolerance=1e-6, damping=1e-9, iterations=100), 6),
+        (IRLS(p=0.5, tolerance=1e-6, damping=1e-9, iterations=100), 12),
     ],
     ids=name_of,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cs_models.evaluation import processes
+from cs_models.launched import launched
 from tests.conftest import REPOSITORY
 
 HELPERS = """
@@ -117,7 +118,7 @@ def test_training_imports_what_it_needs() -> None:
 )  # fmt: skip
 def test_a_launcher_is_seen(environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.environ", environment)
-    assert processes.launched() == expected
+    assert launched() == expected
 
 
 def test_several_devices_and_launched_processes_are_fabrics(monkeypatch: pytest.MonkeyPatch) -> None:

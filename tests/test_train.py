@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import yaml
 from PIL import Image
 
 from cs_models.cli import train
+from cs_models.cli.spelling import check_spelling
+from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator
 from cs_models.training.loggers import ContinuedCSVLogger
 from cs_models.zoo.checkpoints import load_checkpoint
@@ -20,6 +23,7 @@ from tests.conftest import REPOSITORY
 from tests.wandb_files import complete_records
 
 CONFIGS = sorted((REPOSITORY / "configs/train").glob("*.yaml"))
+SWEEPS = sorted((REPOSITORY / "configs/sweep").glob("*.yaml"))
 OVERRIDES = sorted((REPOSITORY / "configs/train/override").glob("*.yaml"))
 BASES = {
     "three_layers": "r_coast", "three_layers_not_recursive": "r_coast", "nine_layers_not_recursive": "r_coast",
@@ -130,7 +134,12 @@ def test_checkpoints_become_artifacts_on_request(tiny_images: Path, tmp_path: Pa
         if record.HasField("artifact") or record.request.HasField("log_artifact")
     ]
     models = [artifact for artifact in logged if artifact.type == "model"]
+    (weights,) = [one for one in models if not one.name.startswith("model-")]
+    models.remove(weights)
     assert models
+    assert weights.name.startswith("coast-")
+    assert set(weights.aliases) == {"latest", "step-2"}
+    assert [entry.path for entry in weights.manifest.contents] == ["model.safetensors"]
     assert "latest" in models[-1].aliases
     assert [entry.path.endswith(".ckpt") for entry in models[-1].manifest.contents] == [True]
 
@@ -185,18 +194,42 @@ def test_a_missing_wandb_login_is_one_line(
     assert "WANDB_MODE=offline" in last
 
 
+def sweep_words(sweep: dict[str, Any], last: bool = False) -> list[str]:
+    """The command of a sweep's first or last draw, as an agent writes it."""
+    drawn = [
+        f"--{name}={about.get('values', [about.get('min')])[-last]}" for name, about in sweep["parameters"].items()
+    ]
+    return [*(word for word in sweep["command"] if not word.startswith("${")), *drawn]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweeps_name_what_there_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    sweep = yaml.safe_load(path.read_text())
+    assert sweep["program"] == "train.py"
+    for last in (False, True):
+        check_spelling(sweep_words(sweep, last))
+    words = sweep_words(sweep)
+    words[-1] = words[-1].replace("--data.batch_size", "--data.batch_syze")
+    with pytest.raises(UserError, match="batch_size"):
+        check_spelling(words)
+
+
+def test_every_network_has_a_sweep() -> None:
+    swept = {path.read_text().split("configs/train/")[1].split(".yaml")[0] for path in SWEEPS}
+    assert {path.stem for path in CONFIGS} - swept == {"idm", "ista_net_plus_mri", "quickstart", "scnet_pca"}
+
+
 def test_the_sweep_passes_arguments_that_train_takes(
     tiny_images: Path, tmp_path: Path, wandb_offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    sweep = yaml.safe_load((REPOSITORY / "configs/sweep.yaml").read_text())
-    assert sweep["program"] == "train.py"
-    drawn = [f"--{name}={about.get('values', [about.get('min')])[0]}" for name, about in sweep["parameters"].items()]
-    words = [word for word in sweep["command"] if not word.startswith("${")]
+    sweep = yaml.safe_load((REPOSITORY / "configs/sweep/ista_net_pp.yaml").read_text())
+    words = sweep_words(sweep)
     limits = [word for word in arguments(CONFIGS[0], tiny_images, tmp_path)[3:] if "logger" not in word]
     limits = [word for word in limits if "batch_size" not in word]
     small = [*SMALL, f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.log_every_n_steps=1"]
-    assert train.main([*words, *drawn, *limits, *small]) == 0
+    assert train.main([*words, *limits, *small]) == 0
     import wandb
 
     wandb.finish()

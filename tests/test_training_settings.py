@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,10 @@ def test_options_that_train_nothing(change: dict[str, Any], expected: str) -> No
         ({"devices": "x"}, "trainer.devices x"),
         ({"devices": "-1"}, "trainer.devices -1"),
         ({"devices": []}, "trainer.devices"),
+        *(
+            ({"precision": other}, f"trainer.precision {other}: expected one of auto, 32-true")
+            for other in ("16-true", "bf16-true", "64", 64, "64-true", "x")
+        ),
         ({"strategy": "ddp_spawn"}, "use ddp"),
         ({"strategy": "ddp_notebook_find_unused_parameters_true"}, "use ddp"),
         ({"val_check_interval": 0}, "val_check_interval must be at least 1"),
@@ -146,6 +151,7 @@ def test_trainers_that_do_nothing(change: dict[str, Any], expected: str) -> None
     [
         {},
         {"devices": "2"},
+        *({"precision": good} for good in (None, "auto", "32-true", 32, 16, "bf16-mixed")),
         {"devices": "auto"},
         {"val_check_interval": 0.1},
         {"val_check_interval": 1000},
@@ -179,6 +185,7 @@ def test_numbers_of_gpus(gpus: int, devices: Any, works: bool, monkeypatch: pyte
     [
         (["--trainer.devices=x"], "trainer.devices x"),
         (["--trainer.max_time=soon"], "trainer"),
+        (["--trainer.precision=16-true"], "trainer.precision 16-true: expected one of auto"),
         (["--trainer.barebones=true"], "trainer"),
         (["--seed_everything=-1"], "seed_everything must be at least 0"),
         (["--data.channels=rgb"], "ista_net_pp takes luminance here, and data.channels is rgb"),
@@ -190,7 +197,11 @@ def test_numbers_of_gpus(gpus: int, devices: Any, works: bool, monkeypatch: pyte
     ],
 )
 def test_nothing_is_read_before(
-    words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = REPOSITORY / "configs/train/ista_net_pp.yaml"
     base = [
@@ -199,8 +210,12 @@ def test_nothing_is_read_before(
         "--data.train_sets=[none]",
         "--trainer.accelerator=cpu",
     ]
-    assert train.main(["fit", *base, f"--trainer.logger.init_args.save_dir={tmp_path}", *words]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    words = ["fit", *base, f"--trainer.logger.init_args.save_dir={tmp_path}", *words]
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    with warnings.catch_warnings(record=True) as told:
+        assert train.main(words) == 2
+    assert not [warning for warning in told if not issubclass(warning.category, DeprecationWarning)]
+    (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("error: ")
     assert expected in error
     assert not any(tmp_path.iterdir())

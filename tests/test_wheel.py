@@ -50,7 +50,8 @@ def run(python: Path, folder: Path, *words: str) -> str:
 def test_the_wheel_holds_one_package_and_its_data(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"cs_models", "datamodules"}
-    for needed in ("shipped/checkpoints/r_coast.safetensors", "shipped/configs/train/r_coast.yaml", "py.typed"):
+    page = [f"evaluation/report/page/leaderboard.{suffix}" for suffix in ("html", "css", "js")]
+    for needed in ("shipped/checkpoints/r_coast.safetensors", "shipped/configs/train/r_coast.yaml", "py.typed", *page):
         assert f"cs_models/{needed}" in names
 
 

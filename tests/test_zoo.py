@@ -13,6 +13,7 @@ from cs_models.cli import evaluate as evaluation
 from cs_models.errors import UserError
 from cs_models.evaluation.report.cards import RESULTS, add, card, main, write_cards
 from cs_models.operators import make_operator
+from cs_models.zoo.checkpoints import load_checkpoint
 from cs_models.zoo.methods import ZOO, zoo
 from tests.test_train import SMALL, fit
 
@@ -37,6 +38,16 @@ def test_every_network_has_a_card_configuration_and_log() -> None:
         assert path.name in card
         assert path.with_suffix(".yaml").is_file()
         assert path.with_suffix(".csv").is_file()
+
+
+def test_damage_of_a_shipped_network_is_noticed(tmp_path: Path) -> None:
+    for path in (path for paths in zoo().values() for path in paths.values()):
+        content = bytearray(path.read_bytes())
+        assert load_checkpoint(path).name
+        content[-1] ^= 1  # a weight in its last place
+        (tmp_path / path.name).write_bytes(content)
+        with pytest.raises(UserError, match="is damaged"):
+            load_checkpoint(tmp_path / path.name)
 
 
 @pytest.mark.slow

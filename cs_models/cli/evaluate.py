@@ -8,15 +8,20 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from cs_models.cli.allocator import keep_freed_memory
 from cs_models.cli.configs import with_configs_found
-from cs_models.errors import UserError, lost_process, nearest, report
+from cs_models.cli.interrupts import INTERRUPTED, ending_at_once
+from cs_models.errors import UserError, lost_process, memory_in_one_line, nearest, report
 from cs_models.evaluation.options import Comparison, Execution, Measuring, Options, Output, check_text
 from cs_models.files import is_file
+from cs_models.launched import ending_together
+
+if TYPE_CHECKING:
+    from cs_models.evaluation.report.summary import Setting
 
 PARTS = {"comparison": Comparison, "measuring": Measuring, "execution": Execution, "output": Output}
 TYPES = {name: kind for part in PARTS.values() for name, kind in get_type_hints(part).items()}
@@ -24,7 +29,7 @@ TYPES = {name: kind for part in PARTS.values() for name, kind in get_type_hints(
 EXAMPLES = """\
 examples:
   python eval.py --methods linear,omp,iht --datasets bundled --ratios 0.1,0.3 --out results/first
-  python eval.py --methods ista_net_pp,clomp:released=true --datasets Set11 --ratios 0.1 --data_dir ~/data
+  python eval.py --methods ista_net_pp,clomp:recipe=released --datasets Set11 --ratios 0.1 --data_dir ~/data
   python eval.py --config configs/eval/NAME.yaml --limit 2
 """
 
@@ -44,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options is None:
             print_list()
         else:
-            evaluate(options)
+            with ending_together(), memory_in_one_line("this evaluation", "try smaller images or --device cpu"):
+                evaluate(options)
     except UserError as error:
         return report(error)
     except RuntimeError as error:
@@ -54,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(f"{lost}; the same command goes on where it stopped")
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
@@ -174,25 +180,29 @@ def evaluate(options: Options) -> None:
     check_names(options.comparison)
     # Imported late, so that --help and mistakes in the command line answer at once.
     if options.measuring.measurements is not None:
-        from cs_models.evaluation.measurements import reconstruct_measurements
+        with ending_at_once():
+            from cs_models.evaluation.measurements import reconstruct_measurements
 
         print(reconstruct_measurements(options))
         return
-    from cs_models.evaluation.loop import run
-    from cs_models.evaluation.plan import Plan
-    from cs_models.evaluation.report.tables import write_report
+    with ending_at_once():
+        from cs_models.evaluation.loop import run
+        from cs_models.evaluation.plan import Plan
+        from cs_models.evaluation.report.tables import write_report
 
     rows = run(Plan(options))
     if rows:
         print(write_report(rows, options.output.out))
+    perceptual: dict[Setting, dict[str, float]] = {}
     if rows and (options.output.lpips or options.output.fid):
         from cs_models.evaluation.perceptual import add_perceptual
 
-        print(add_perceptual(rows, options.output.out, options.output.lpips, options.output.fid))
+        table, perceptual = add_perceptual(rows, options.output.out, options.output.lpips, options.output.fid)
+        print(table)
     if rows and options.output.wandb is not None:
         from cs_models.evaluation.report.wandb_log import log_comparison
 
-        log_comparison(rows, options)
+        log_comparison(rows, options, perceptual)
 
 
 def check_names(comparison: Comparison) -> None:
@@ -201,10 +211,11 @@ def check_names(comparison: Comparison) -> None:
     Raises:
         UserError: for a name that does not exist, with the nearest one, or a missing file.
     """
-    from cs_models.zoo.methods import parse_methods
-    from datamodules.catalog import find_images
-    from datamodules.images import read_image
-    from datamodules.signals import names_signals
+    with ending_at_once():
+        from cs_models.zoo.methods import parse_methods
+        from datamodules.catalog import find_images
+        from datamodules.images import read_image
+        from datamodules.signals import names_signals
 
     parse_methods(comparison.methods, comparison.ratios)
     for name in comparison.datasets:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from cs_models import __version__
-from cs_models.errors import nearest, report
+from cs_models.cli.interrupts import INTERRUPTED, ending_at_once
+from cs_models.errors import UserError, memory_in_one_line, nearest, report
 
 # By name: what runs it, the words that go before the user's own, one line of description.
 COMMANDS = {
@@ -21,6 +22,8 @@ COMMANDS = {
     "convert": ("cs_models.zoo.checkpoints:main", (), "turn a .ckpt of a training into a .safetensors file"),
     "iterates": ("cs_models.evaluation.iterates:main", (), "show a reconstruction iteration by iteration"),
     "merge": ("cs_models.evaluation.report.merge:main", (), "join results folders into one report"),
+    "report": ("cs_models.evaluation.report.paper:main", (), "write a report anew, or LaTeX and Markdown tables of it"),
+    "leaderboard": ("cs_models.evaluation.leaderboard:main", (), "make a page of results that opens in a browser"),
     "cards": ("cs_models.evaluation.report.cards:main", (), "put networks into the zoo and write its cards"),
     "hub": ("cs_models.cli.hub:main", (), "cards for the Hugging Face Hub, and uploads"),
 }
@@ -40,11 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(f"unknown command '{name}'{nearest(name, COMMANDS)}")
     target, first, _ = COMMANDS[name]
     module, _, function = target.partition(":")
+    with ending_at_once():
+        program = getattr(importlib.import_module(module), function)
     try:
-        status = getattr(importlib.import_module(module), function)([*first, *rest])
-    except KeyboardInterrupt:  # while it was being imported, or where the program does not say how to go on
+        with memory_in_one_line(f"cs-models {name}", "try it with less at a time"):
+            status = program([*first, *rest])
+    except UserError as error:
+        return report(error)
+    except KeyboardInterrupt:  # where the program does not say how to go on
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return int(status or 0)
 
 

@@ -14,7 +14,7 @@ from cs_models.cli import evaluate, train
 
 TRAIN = ["fit", "--config", "configs/train/quickstart.yaml"]
 EVALUATE = ["--config", "configs/eval/quickstart.yaml"]
-TRAINING_FREE = ["linear", "omp", "iht", "clomp", "pnp"]
+TRAINING_FREE = ["linear", "omp", "iht", "clomp_warm", "pnp"]
 HELP = """\
 usage: cs-models quickstart
 

@@ -32,8 +32,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cs_models.cli.configs import renamed, with_configs_found
+from cs_models.cli.interrupts import INTERRUPTED, ending_at_once
 from cs_models.cli.spelling import SUBCOMMANDS, check_spelling
-from cs_models.errors import LostProcessError, find_user_error, first_line, lost_process, one_line, report
+from cs_models.errors import (
+    LostProcessError,
+    UserError,
+    find_user_error,
+    first_line,
+    lost_process,
+    one_line,
+    report,
+    short_of_memory,
+)
+from cs_models.launched import ending_together
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
@@ -46,14 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print((__doc__ or "").strip())
         return 0 if words else 2
     try:
-        train(words)
+        with ending_together():
+            train(words)
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns Ctrl-C into an exit with status 1, and ignores further ones from then on.
         if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print("interrupted; the same command with --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -78,8 +90,9 @@ def train(words: Sequence[str]) -> LightningCLI:
         sys.path.insert(0, "")  # classes of the user's own, in the folder where the command is typed
     check_spelling(words)
     # Imported here so that --help, a missing configuration and a misspelt option answer at once.
-    from cs_models.cli.allocator import keep_freed_memory
-    from cs_models.cli.training_cli import run
+    with ending_at_once():
+        from cs_models.cli.allocator import keep_freed_memory
+        from cs_models.cli.training_cli import run
 
     keep_freed_memory()
     return run(words)
@@ -87,7 +100,7 @@ def train(words: Sequence[str]) -> LightningCLI:
 
 def explain(error: Exception) -> str | None:
     """What to tell the user of an error; None for one that is no mistake of theirs."""
-    user_error = find_user_error(error) or _wandb_error(error) or lost_process(error)
+    user_error = find_user_error(error) or _wandb_error(error) or lost_process(error) or _memory_error(error)
     notes = getattr(error, "__notes__", [])
     if user_error is None and not notes and not _is_of_users(error):
         return None
@@ -105,6 +118,16 @@ def _is_of_users(error: Exception) -> bool:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     return isinstance(error, ArgumentError | OSError | MisconfigurationException)
+
+
+def _memory_error(error: Exception) -> UserError | None:
+    owner = short_of_memory(error)
+    if owner is None:
+        return None
+    return UserError(
+        f"the training needs more memory than {owner} has; lower --data.batch_size (--trainer.accumulate_grad_batches "
+        "makes up for it) or --data.crop_size"
+    )
 
 
 def _wandb_error(error: Exception) -> str | None:

@@ -12,6 +12,7 @@ from pytorch_lightning import Trainer
 from cs_models.errors import UserError
 from cs_models.settings import check_range
 from cs_models.training.module import ReconstructionModule
+from cs_models.training.trainer import check_precision
 from datamodules.patches import PatchDataModule
 
 # Of Lightning's trainer, the least value of each; it takes many smaller ones for something else or fails much later.
@@ -39,6 +40,7 @@ def check_trainer(trainer: Any, data: Any) -> None:
         if isinstance(value, int | float):
             check_range(f"trainer.{name}", value, least)
     _check_devices(trainer.get("devices"), torch.cuda.device_count() if _on_gpu(trainer.get("accelerator")) else 0)
+    check_precision(trainer.get("precision"))
     strategy = trainer.get("strategy")
     if isinstance(strategy, str) and any(word in strategy.lower() for word in SPAWNING):
         raise UserError(f"trainer.strategy {strategy} copies the training into its processes; use ddp")

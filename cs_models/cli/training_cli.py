@@ -20,7 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from cs_models.cli.configs import renamed
 from cs_models.cli.training_checks import check_together, check_trainer
 from cs_models.errors import UserError, find_cause, first_line
-from cs_models.locks import LOCK, holding
+from cs_models.locks import holding, is_lock
 from cs_models.settings import check_range
 from cs_models.training.callbacks import ExportCheckpoint, FaultReport, FolderLock, LogConfig, StopOnSigterm, Throughput
 from cs_models.training.checkpoint_io import TrainingCheckpoint
@@ -48,6 +48,8 @@ def run(words: Sequence[str] | None) -> LightningCLI:
     warnings.filterwarnings("ignore", r"\s*Unable to serialize instance <object object")
     # The moving average of the weights is meant to be in eval mode.
     warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+    # A step that float16's scaler skips for an overflow counts for the schedule like any other.
+    warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`")
     # One image at a time is validated, read from disk; more processes would not help.
     warnings.filterwarnings("ignore", r".*does not have many workers")
     # The data module counts the batches that it delivered, and goes on after them.
@@ -228,7 +230,7 @@ def numbered_folders(parent: Path, name: str) -> list[Path]:
     found: dict[int, Path] = {}
     for folder in parent.glob(f"{name}*"):
         match = re.fullmatch(re.escape(name) + r"(?:_(\d+))?", folder.name)
-        if match and folder.is_dir() and any(entry.name != LOCK for entry in folder.iterdir()):
+        if match and folder.is_dir() and not all(is_lock(entry.name) for entry in folder.iterdir()):
             found[int(match[1] or 1)] = folder
     return [found[number] for number in sorted(found)]
 

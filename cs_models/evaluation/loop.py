@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.distributed
@@ -18,8 +18,10 @@ from cs_models.evaluation.plan import Candidate, Case, Plan, Task
 from cs_models.evaluation.processes import Processes, is_first, processes
 from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
 from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, only_writer
+from cs_models.evaluation.timing import Timed
 from cs_models.operators import MeasurementOperator
-from cs_models.reconstruction import Solution, check_finite
+from cs_models.precision import forbid_tf32
+from cs_models.reconstruction import check_finite
 
 SizeKey = tuple[Candidate, torch.Size]
 """A method, and channels, height and width of images."""
@@ -46,13 +48,26 @@ def run(plan: Plan) -> list[Row]:
     if not is_first(execution.devices):
         worker = _Worker(plan, group)
         with only_writer(folder, first=False):
+            group.barrier()
             worker.run()
         return []
     with only_writer(folder):
         table = ResultsFile(folder)
         table.repair()
-        asked = _Worker(plan, group).run()
+        worker = _Worker(plan, group)
+        group.barrier()  # until all hold the folder
+        asked = worker.run()
         return sorted(table.rows(), key=lambda row: identity(row) in asked)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Images of one size that are being reconstructed, or were."""
+
+    case: Case
+    batch: list[Task]
+    operator: MeasurementOperator
+    timed: Timed
 
 
 class _Worker:
@@ -61,8 +76,7 @@ class _Worker:
     def __init__(self, plan: Plan, group: Processes) -> None:
         group.launch()
         plan.device = group.device
-        # cuDNN's default, TF32, keeps 10 bits of the mantissa, which costs hundredths of a dB; fp32 means float32.
-        torch.backends.cudnn.allow_tf32 = False
+        forbid_tf32()
         self.plan = plan
         self.rank, self.world_size = group.global_rank, group.world_size
         self.table = ResultsFile(plan.options.output.out)
@@ -70,7 +84,7 @@ class _Worker:
         self.asked: set[Identity] = set()
         # Nobody adds a row before everybody has read the table.
         group.barrier()
-        self._seen: set[SizeKey] = set()
+        self._seen: set[tuple[Candidate, torch.Size, int]] = set()
         self._macs: dict[SizeKey, int] = {}
 
     def run(self) -> set[Identity]:
@@ -99,17 +113,21 @@ class _Worker:
         total = sum(len(self._share(case)) for case in self.plan.cases)
         with tqdm(total=total, unit="image", disable=None if self.rank == 0 else True) as bar:
             for case in self.plan.cases:
-                psnr_db: list[float] = []
                 bar.set_description(f"{case.candidate.spec.text} {case.images.set_name} {case.candidate.ratio:g}")
-                case.candidate.to(self.plan.device)
-                for batch in self._batches(case, bar):
-                    for row in self._reconstruct(case, batch):
-                        self.table.append(row)
-                        bar.update()
-                        if math.isfinite(row.psnr_db):
-                            psnr_db.append(row.psnr_db)
-                            bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
-                case.candidate.to(torch.device("cpu"))
+                with case.candidate.memory_in_one_line(case.images.set_name):
+                    self._run_case(case, bar)
+
+    def _run_case(self, case: Case, bar: tqdm) -> None:
+        psnr_db: list[float] = []
+        case.candidate.to(self.plan.device)
+        for begun in self._reconstructed(case, bar):
+            for row in self._rows(begun):
+                self.table.append(row)
+                bar.update()
+                if math.isfinite(row.psnr_db):
+                    psnr_db.append(row.psnr_db)
+                    bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
+        case.candidate.to(torch.device("cpu"))
 
     def _share(self, case: Case) -> range:
         return range(self.rank, len(case.images), self.world_size)
@@ -119,7 +137,7 @@ class _Worker:
         batch: list[Task] = []
         for index in self._share(case):
             task = self.plan.task(case, index)
-            row = case.candidate.spec.text, case.images.set_name, task.name, task.run_key
+            row = case.candidate.spec.text, case.images.origin or case.images.set_name, task.name, task.run_key
             self.asked.add(row)
             if row in self.done and (task.pictures is None or task.pictures.exist()):
                 bar.update()
@@ -134,23 +152,63 @@ class _Worker:
         if batch:
             yield batch
 
-    def _reconstruct(self, case: Case, batch: list[Task]) -> Iterator[Row]:
-        """Measure and reconstruct images of one size, and score them."""
+    def _reconstructed(self, case: Case, bar: tqdm) -> Iterator[_Begun]:
+        """The batches in order, each begun.
+
+        A GPU works by itself: meanwhile the next images are read and the last ones scored. It never has two to work on,
+        so that times are those of one.
+        """
+        last: _Begun | None = None
+        try:
+            for batch in self._batches(case, bar):
+                if last is not None:
+                    last.timed.wait()
+                begun = self._begin(case, batch)
+                if last is not None:
+                    yield last
+                last = begun
+                if not self._overlaps:
+                    yield last
+                    last = None
+        except Exception:  # the next images cannot be read or reconstructed; the last ones can be scored
+            if last is not None:
+                yield last
+            raise
+        if last is not None:
+            yield last
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether computing and scoring are the work of different processors."""
+        return self.plan.device.type == "cuda"
+
+    def _begin(self, case: Case, batch: list[Task]) -> _Begun:
+        """Measure images of one size, and begin to reconstruct them."""
         candidate, options = case.candidate, self.plan.options
         images = torch.stack([task.image for task in batch]).to(self.plan.device)
-        operator = self.plan.operator(case, images[0])
+        operator = batch[0].operator
         y = torch.cat([measure(operator, image, case.seed, options.measuring.bits) for image in images])
         candidate.prepare(y[:1], operator)  # before operations are counted, and time
         key = (candidate, images.shape[1:])
-        if key not in self._seen and not self._warms_itself(candidate, images):
-            with self._counting(key):
-                candidate.solve(y[:1], operator)
+        # GPUs and compilers choose their ways for a whole batch; CPUs need one image of it.
+        first = y if options.execution.compile or self.plan.device.type != "cpu" else y[:1]
+        if (*key, len(first)) not in self._seen and not self._warms_itself(candidate, images):
+            with self._counting(key, len(first)):
+                candidate.solve(first, operator)
             if options.execution.compile:  # nothing is compiled while operations are counted
-                candidate.solve(y[:1], operator)
-        self._seen.add(key)
+                candidate.solve(first, operator)
+        self._seen.add((*key, len(first)))
         with self._counting(key, len(batch)):
-            solution, seconds, peak_memory_mb = self._timed_solve(candidate, y, operator)
-        estimates = solution.x.float().cpu()
+            timed = Timed(lambda: candidate.solve(y, operator), self.plan.device)
+        return _Begun(case, batch, operator, timed)
+
+    def _rows(self, begun: _Begun) -> Iterator[Row]:
+        """Score what was reconstructed."""
+        case, batch, operator, timed = begun.case, begun.batch, begun.operator, begun.timed
+        candidate, options = case.candidate, self.plan.options
+        timed.wait()
+        solution, size = timed.solution, batch[0].image.shape
+        estimates = solution.x.float()
         check_finite(estimates, f"method '{candidate.spec.text}'")
         estimates = estimates.clamp(0, 1)
         # A file that changes makes another operator of the same name.
@@ -168,9 +226,9 @@ class _Worker:
                 image=task.name,
                 ratio=candidate.ratio,
                 seed=case.seed,
-                seconds=seconds / len(batch),
+                seconds=timed.seconds() / len(batch),
                 device=_device_name(self.plan.device),
-                operator=operator_label(operator),
+                operator=operator_label(operator) + (", drawn per image" if options.measuring.draw_per_image else ""),
                 run_key=task.run_key,
                 iterations=None if solution.iterations is None else int(solution.iterations[index]),
                 residual=None if solution.residual is None else float(solution.residual[index]),
@@ -180,13 +238,15 @@ class _Worker:
                 bits=options.measuring.bits,
                 channels=case.images.channels,
                 schedule=candidate.schedule,
-                height=images.shape[-2],
-                width=images.shape[-1],
+                height=size[-2],
+                width=size[-1],
                 parameters=candidate.parameters,
-                macs=self._macs.get(key),
-                peak_memory_mb=peak_memory_mb,
+                macs=self._macs.get((candidate, size)),
+                peak_memory_mb=timed.peak_memory_mb,
                 settings_key=short_hash(candidate.facts | matrix),
                 measured_ratio=operator.measured_ratio,
+                provenance=candidate.provenance,
+                origin=case.images.origin,
                 **scores,
             )
 
@@ -207,21 +267,6 @@ class _Worker:
         with CountOperations() as counter:
             yield
         self._macs[key] = counter.total // 2 // images
-
-    def _timed_solve(
-        self, candidate: Candidate, y: Tensor, operator: MeasurementOperator
-    ) -> tuple[Solution, float, float | None]:
-        """The solution, its seconds, and on a GPU the peak of its memory in MiB."""
-        if self.plan.device.type == "cpu":
-            start = time.perf_counter()
-            return candidate.solve(y, operator), time.perf_counter() - start, None
-        torch.cuda.reset_peak_memory_stats(self.plan.device)
-        torch.cuda.synchronize(self.plan.device)
-        start = time.perf_counter()
-        solution = candidate.solve(y, operator)
-        torch.cuda.synchronize(self.plan.device)
-        seconds = time.perf_counter() - start
-        return solution, seconds, torch.cuda.max_memory_allocated(self.plan.device) / 2**20
 
 
 def _device_name(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor
 from cs_models.arrays import read_npy
 from cs_models.errors import UserError
 from cs_models.evaluation.options import Options
-from cs_models.evaluation.pictures import slug, write_picture
-from cs_models.evaluation.plan import choose_device, make_candidate
+from cs_models.evaluation.pictures import distinct_slugs, write_array, write_picture
+from cs_models.evaluation.plan import make_candidate
+from cs_models.evaluation.processes import choose_device
+from cs_models.evaluation.protocol import operator_label
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
 from cs_models.files import is_file
@@ -24,11 +27,16 @@ from cs_models.operators.own import is_mask, share
 from cs_models.reconstruction import check_finite
 from cs_models.zoo.methods import parse_methods
 
+# Images whose highest value is below it look black.
+FAINT = 0.1
+
 
 def reconstruct_measurements(options: Options) -> str:
     """Reconstruct ``--measurements`` by every method and write the images into ``OUT/reconstructions``.
 
-    Beside the pictures lies ``reconstructions.csv``: method, image, relative residual, iterations, seconds.
+    Of each there is a picture, and a ``.npy`` file with its values, which measurements on a scale of their own put
+    anywhere: a picture whose values leave [0, 1], or fill little of it, spans its own range from black to white. Beside
+    them lies ``reconstructions.csv``: method, image, relative residual, iterations, seconds, range of the values.
 
     Args:
         options: with measurements, operator and shape.
@@ -56,8 +64,9 @@ def reconstruct_measurements(options: Options) -> str:
         candidate.to(device)
         if candidate.network is not None:
             candidate.network.check_operator(operator)
-    columns = ["method", "image", "residual", "iterations", "seconds"]
-    lines = []
+    columns = ["method", "image", "residual", "iterations", "seconds", "lowest", "highest"]
+    names = distinct_slugs(candidate.spec.text for candidate in candidates)
+    lines, ranges = [], []
     with only_writer(out):
         folder = out / "reconstructions"
         for candidate in candidates:
@@ -68,11 +77,42 @@ def reconstruct_measurements(options: Options) -> str:
             seconds = (time.perf_counter() - start) / len(y)
             error = relative(operator(solution.x.to(device)) - y, y)
             for index, estimate in enumerate(estimates):
-                write_picture(folder / f"{index:03d}_{slug(candidate.spec.text)}.png", estimate)
+                place, (low, high) = folder / f"{index:03d}_{names[candidate.spec.text]}.png", _range(estimate)
+                write_picture(place, to_unit_range(estimate))
+                write_array(place.with_suffix(".npy"), estimate.permute(1, 2, 0).squeeze(-1))
                 steps = "" if solution.iterations is None else str(int(solution.iterations[index]))
-                lines.append([candidate.spec.text, str(index), f"{error[index]:.3g}", steps, f"{seconds:.3g}"])
+                cells = [f"{value:.3g}" for value in (error[index], seconds, low, high)]
+                lines.append([candidate.spec.text, str(index), cells[0], steps, *cells[1:]])
+                ranges.append((low, high))
         write_table(out / "reconstructions.csv", columns, lines)
-    return f"{markdown_table(columns, lines)}\n\n{folder}"
+    taken = f"measured as {operator_label(operator)}; {range_line(ranges)}"
+    return f"{markdown_table(columns, lines)}\n\n{taken}\n{folder}"
+
+
+def _range(image: Tensor) -> tuple[float, float]:
+    return float(image.min()), float(image.max())
+
+
+def _fits_pictures(low: float, high: float) -> bool:
+    return low >= 0 and FAINT <= high <= 1
+
+
+def to_unit_range(image: Tensor) -> Tensor:
+    """An image as its picture shows it: as it is, or scaled to [0, 1] by its own lowest and highest value."""
+    low, high = _range(image)
+    if low == high or _fits_pictures(low, high):
+        return image
+    image = image.double()  # the difference of two values may be too large, or too small, for float32
+    return (image - low) / (high - low)
+
+
+def range_line(ranges: Sequence[tuple[float, float]]) -> str:
+    """Where the values of images lie, by lowest and highest value of each, and what pictures make of that."""
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    line = f"values from {low:.3g} to {high:.3g}, kept in .npy files beside the pictures"
+    if all(_fits_pictures(*one) for one in ranges):
+        return line
+    return f"{line}, which span each image's own range; methods are made for images in [0, 1]"
 
 
 def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor:

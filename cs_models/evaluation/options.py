@@ -73,8 +73,8 @@ class Comparison:
     methods: Words = field(
         default=Words(),
         metadata=_help(
-            "names, as omp or clomp:released=true; zoo (all trained networks); checkpoints' paths; or your own network "
-            "or solver, as module:my_file.py:NAME, which runs that file (docs/own_networks.md)",
+            "names, as omp or tv:weight=0.003; zoo (all networks); checkpoints' paths; wandb:TEAM/PROJECT/NAME:TAG; "
+            "or your own, as module:my_file.py:NAME, which runs that file (docs/own_networks.md)",
             "M1,M2",
         ),
     )
@@ -116,9 +116,11 @@ class Measuring:
     )
     seed: int = field(default=0, metadata=_help("of the operator's random draw (0)", "S"))
     seeds: Integers = field(default=Integers(), metadata=_help("several draws; their spread is reported", "S1,S2"))
-    noise: float = field(
-        default=0.0, metadata=_help("standard deviation of noise on the measurements, for pixels in 0..255", "SIGMA")
+    draw_per_image: bool = field(
+        default=False,
+        metadata=_help("a new order of the pixels for every image"),
     )
+    noise: float = field(default=0.0, metadata=_help("standard deviation of the noise, for pixels in 0..255", "SIGMA"))
     bits: int | None = field(
         default=None, metadata=_help("quantise the measurements of each image to this many bits", "B")
     )
@@ -153,6 +155,10 @@ class Execution:
         ),
     )
     compile: bool = field(default=False, metadata=_help("run networks through torch.compile; worth it for many images"))
+    compile_mode: Literal["default", "reduce-overhead"] = field(
+        default="default",
+        metadata=_help("of --compile; reduce-overhead repeats recorded kernels of a GPU", "default|reduce-overhead"),
+    )
     batch_size: int = field(default=1, metadata=_help("images of one size that are reconstructed together (1)", "N"))
     tile: int | None = field(
         default=None,
@@ -189,7 +195,15 @@ class Output:
         default=None, metadata=_help("score each set by FID too, with Inception's weights from this file", "FILE")
     )
     wandb: str | None = field(
-        default=None, metadata=_help("log the comparison to this Weights & Biases project", "PROJECT")
+        default=None, metadata=_help("log to this Weights & Biases project (or TEAM/PROJECT)", "PROJECT")
+    )
+    wandb_name: str | None = field(
+        default=None, metadata=_help("name of the run, beginning of several (the method)", "NAME")
+    )
+    wandb_group: str | None = field(default=None, metadata=_help("group of its runs (the folder of --out)", "GROUP"))
+    wandb_tags: Words = field(default=Words(), metadata=_help("tags of its runs", "T1,T2"))
+    wandb_resume: Literal["allow", "must", "never"] = field(
+        default="allow", metadata=_help("allow, must or never continue its runs (allow)", "HOW")
     )
 
 
@@ -249,12 +263,25 @@ class Options:
             raise UserError("--devices and --batch_size are at least 1")
         if execution.overlap < 0 or (execution.tile is not None and execution.tile < 1):
             raise UserError("--tile is at least 1, and --overlap at least 0")
+        if measuring.draw_per_image and execution.batch_size > 1:
+            raise UserError("--draw_per_image measures every image differently, and --batch_size several alike")
+        if execution.compile_mode != "default" and not execution.compile:
+            raise UserError(f"--compile_mode {execution.compile_mode} changes nothing without --compile")
         if execution.tile_memory is not None:
             if not 0 < execution.tile_memory < float("inf"):
                 raise UserError(f"--tile_memory {execution.tile_memory:g}: expected gigabytes above 0")
             if execution.tile is not None or execution.batch_size > 1:
                 raise UserError("--tile_memory chooses the tiles of one image: without --tile and --batch_size")
+        self._check_wandb()
         self._check_measurements()
+
+    def _check_wandb(self) -> None:
+        output = self.output
+        for name in ("wandb_name", "wandb_group", "wandb_tags"):
+            if getattr(output, name) and output.wandb is None:
+                raise UserError(f"--{name} is about runs of Weights & Biases; give --wandb PROJECT too")
+        if output.wandb is not None and not all(output.wandb.split("/", 1)):
+            raise UserError(f"--wandb '{output.wandb}': expected PROJECT or ENTITY/PROJECT")
 
     def _check_measurements(self) -> None:
         measuring = self.measuring
@@ -269,6 +296,7 @@ class Options:
             "--save_images": self.output.save_images,
             "--seeds": measuring.seeds,
             "--bits": measuring.bits,
+            "--draw_per_image": measuring.draw_per_image,
             "--devices": self.execution.devices > 1,
             "--batch_size": self.execution.batch_size > 1,
             "--limit": self.comparison.limit,

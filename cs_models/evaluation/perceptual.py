@@ -46,7 +46,9 @@ def check_weights_files(lpips: str | None, fid: str | None) -> None:
         raise UserError("--fid needs the package torch-fidelity: pip install torch-fidelity")
 
 
-def add_perceptual(rows: Sequence[Row], out: Path, lpips: str | None, fid: str | None) -> str:
+def add_perceptual(
+    rows: Sequence[Row], out: Path, lpips: str | None, fid: str | None
+) -> tuple[str, dict[Setting, dict[str, float]]]:
     """Compare the saved 8-bit pictures of every setting, write ``perceptual.csv`` and a section of the report.
 
     Luminance is shown to the networks as grey RGB. FID compares the distributions of a whole set; below some
@@ -59,7 +61,7 @@ def add_perceptual(rows: Sequence[Row], out: Path, lpips: str | None, fid: str |
         fid: torch-fidelity's weights of Inception v3; lower values are better.
 
     Returns:
-        the table, for the terminal.
+        the table, for the terminal, and the scores of each setting by their names.
 
     Raises:
         UserError: if the weights are of another network, or an image is too small for one.
@@ -81,7 +83,7 @@ def add_perceptual(rows: Sequence[Row], out: Path, lpips: str | None, fid: str |
     shown = [columns.index(name) for name in ("method", "dataset", "ratio", "operator", "images", *scores)]
     table = markdown_table([columns[i] for i in shown], [[line[i] for i in shown] for line in lines])
     append_section(out, f"## Perceptual metrics (lower is better)\n\n{table}")
-    return table
+    return table, {setting: {name: values[setting] for name, values in scores.items()} for setting in groups}
 
 
 def _lpips(groups: dict[Setting, list[Pictures]], file: str) -> dict[Setting, float]:

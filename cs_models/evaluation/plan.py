@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cs_models.errors import UserError
+from cs_models.errors import UserError, memory_in_one_line
 from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
+from cs_models.evaluation.processes import choose_device
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
 from cs_models.operators import (
@@ -28,12 +30,14 @@ from cs_models.operators import (
     names_file,
     split_kind,
 )
+from cs_models.operators.bank import mix
 from cs_models.precision import EMULATED_BF16, computes_bf16, usual_precision
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import MethodSpec, build_method, parse_methods, usual_operator
 from cs_models.zoo.own_methods import OwnMethod
 from datamodules.catalog import BenchmarkImages, ImageFile, load_set
+from datamodules.names import origin_of
 from datamodules.signals import BenchmarkSignals, load_signal_set, names_signals
 
 SMALLEST_SIDE = 7
@@ -82,6 +86,13 @@ class Candidate:
         modules = self.modules if self.network is None else [self.network.evaluated_network]
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
+    @property
+    def provenance(self) -> str:
+        """Where the method comes from: "training-free", "own code", or that of its weights, see `weights_origin`."""
+        if self.network is not None and (self.network.provenance or not self.spec.own):
+            return weights_origin(self.network.provenance)
+        return "own code" if self.spec.own else "training-free"
+
     def to(self, device: torch.device) -> None:
         """Move what has weights."""
         for module in self.modules:
@@ -110,23 +121,22 @@ class Candidate:
         """The method's `Solution`, in the candidate's precision.
 
         Raises:
-            UserError: if the method cannot work with the operator, or the GPU's memory is too small.
+            UserError: if the method cannot work with the operator, or memory is too small.
         """
-        try:
-            autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-            with self.spec.errors_in_one_line(), autocast:
-                if self.tiling is not None:
-                    size = y.shape, operator.image_size
-                    if size not in self._fitted:
-                        self._fitted[size] = self.tiling.fit(self.reconstructor, y, operator)
-                    return solve_in_tiles(self.reconstructor, y, operator, self._fitted[size])
+        size = f"{operator.image_size[0]}x{operator.image_size[1]}"
+        autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with self.memory_in_one_line(f"{len(y)} images of {size}"), self.spec.errors_in_one_line(), autocast:
+            if self.tiling is None:
                 return self.reconstructor.solve(y, operator)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"method '{self.spec.text}' needs more memory than the GPU has for {len(y)} images of "
-                f"{operator.image_size[0]}x{operator.image_size[1]}; "
-                "try --tile_memory, a smaller --batch_size or --device cpu"
-            ) from error
+            key = y.shape, operator.image_size
+            if key not in self._fitted:
+                self._fitted[key] = self.tiling.fit(self.reconstructor, y, operator)
+            return solve_in_tiles(self.reconstructor, y, operator, self._fitted[key])
+
+    def memory_in_one_line(self, subject: str) -> AbstractContextManager[None]:
+        """Turn an error that tells of too little memory for a subject into one line."""
+        remedy = "try --tile_memory, a smaller --batch_size or --device cpu"
+        return memory_in_one_line(f"method '{self.spec.text}' on {subject}", remedy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,12 +155,14 @@ class Task:
     Attributes:
         name: of the image.
         image: ``(C, H, W)`` in [0, 1].
+        operator: what it is measured with.
         run_key: short hash of everything that determines the result.
         pictures: where original and reconstruction go as pictures; None where none were asked for.
     """
 
     name: str
     image: Tensor
+    operator: MeasurementOperator
     run_key: str
     pictures: Pictures | None
 
@@ -219,8 +231,11 @@ class Plan:
         if case.images.channels != "signal" and min(image.shape[-2:]) < SMALLEST_SIDE:
             size = f"{image.shape[-2]}x{image.shape[-1]}"
             raise UserError(f"image '{name}' of {case.images.set_name} is {size}; SSIM needs at least 7x7 pixels")
+        operator = self.operator(case, image)
+        if self.options.measuring.draw_per_image:
+            operator = operator.permuted(mix(case.seed, index) % 2**32)
         facts = case.candidate.facts | {
-            "operator": self.operator(case, image).spec,
+            "operator": operator.spec,
             "noise": self.options.measuring.noise,
             "bits": self.options.measuring.bits,
             # Part of the noise even where the operator has no seed, such as a matrix from a file.
@@ -233,13 +248,14 @@ class Plan:
             pictures = Pictures.locate(
                 self.options.output.out,
                 case.images.set_name,
+                case.images.origin,
                 name,
                 case.images.channels,
                 case.candidate.ratio,
                 case.candidate.spec.text,
                 run_key,
             )
-        return Task(name, image, run_key, pictures)
+        return Task(name, image, operator, run_key, pictures)
 
     @property
     def _all_pictures(self) -> bool:
@@ -281,6 +297,11 @@ class Plan:
             )
         operator = self.operator(case, image)
         self._check_ratio(operator)
+        if self.options.measuring.draw_per_image and operator.permuted(0) is operator:
+            raise UserError(
+                f"--draw_per_image draws the order of the pixels, and {operator_label(operator)} sampling of method "
+                f"'{case.candidate.spec.text}' has none; measure with structured or pixel"
+            )
         if case.images.channels == "signal" and not isinstance(operator, ColumnOperator | PixelOperator):
             raise UserError(
                 f"--operator {self.options.measuring.operator} is for images; {case.images.set_name} holds signals of "
@@ -319,16 +340,29 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
         # What is not ours may compute where float32 is needed, so that bfloat16 is for the user to ask for.
         own = reconstructor.modules if isinstance(reconstructor, OwnMethod) else []
         for module in own if execution.compile else []:
-            module.compile()
+            module.compile(mode=execution.compile_mode)
         precision = "bf16" if own and execution.precision == "bf16" else "fp32"
         return Candidate(spec, ratio, reconstructor, precision, tiling=tiling)
     schedule = execution.iterations_per_layer
     if schedule:
         reconstructor.set_schedule(schedule)
     if execution.compile:
-        reconstructor.compile_layers()
+        reconstructor.compile_layers(execution.compile_mode)
     precision = usual_precision(device) if execution.precision == "auto" else execution.precision
     return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)), tiling)
+
+
+def weights_origin(provenance: Mapping[str, Any]) -> str:
+    """In a word where weights come from: "released" (imported), "trained" (by this project), or "fine-tuned".
+
+    Args:
+        provenance: of a checkpoint's header; its trainings name what they went on from as `start_from`.
+    """
+    if "imported" in provenance:
+        return "released"
+    earlier = provenance.get("start_from")
+    # A file of unknown origin may say anything there.
+    return "fine-tuned" if isinstance(earlier, dict) and weights_origin(earlier) != "trained" else "trained"
 
 
 def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
@@ -340,7 +374,7 @@ def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
     comparison = options.comparison
     if comparison.image is not None:
         path = Path(comparison.image)
-        return [BenchmarkImages("image", [ImageFile(path.stem, path)], options.channels)]
+        return [BenchmarkImages("image", [ImageFile(path.stem, path)], options.channels, origin_of(path))]
     sets = [
         load_signal_set(name, comparison.data_dir, comparison.limit)
         if names_signals(name)
@@ -348,26 +382,6 @@ def load_sets(options: Options) -> list[BenchmarkImages | BenchmarkSignals]:
         for name in comparison.datasets
     ]
     for first, second in combinations(zip(comparison.datasets, sets, strict=True), 2):
-        if first[1].set_name == second[1].set_name:
-            raise UserError(
-                f"--datasets '{first[0]}' and '{second[0]}' would both be called '{first[1].set_name}' in the results; "
-                "evaluate one at a time, each with its own --out, or rename a folder"
-            )
+        if (first[1].set_name, first[1].origin) == (second[1].set_name, second[1].origin):
+            raise UserError(f"--datasets '{first[0]}' and '{second[0]}' are one set; name it once")
     return sets
-
-
-def choose_device(name: str | None, devices: int = 1) -> torch.device:
-    """The device of a name; without one, CUDA where there is a GPU.
-
-    Raises:
-        UserError: if there are not that many GPUs.
-    """
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind = name or ("cuda" if available else "cpu")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("this machine has no Apple GPU that torch can use; use --device cpu")
-    if kind != "cuda" and devices > max(64, 4 * (os.cpu_count() or 1)):
-        raise UserError(f"--devices {devices} are too many processes for this machine")
-    if kind == "cuda" and available < devices:
-        raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
-    return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)

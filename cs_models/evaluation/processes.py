@@ -10,10 +10,7 @@ from typing import Protocol
 import torch
 
 from cs_models.errors import UserError, first_line
-
-# What torchrun, SLURM, LSF, MPI and `fabric run` leave in the environment of the processes that they start.
-LAUNCHED_NAMES = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE"}
-LAUNCHED_PREFIXES = ("TORCHELASTIC_", "SLURM_", "LSB_", "JSM_", "OMPI_", "PMI_", "PMIX_", "MV2_", "LT_")
+from cs_models.launched import launched, local_rank
 
 
 class Processes(Protocol):
@@ -53,11 +50,6 @@ class OneProcess:
         """Nobody to wait for."""
 
 
-def launched() -> bool:
-    """Whether a program that starts several processes may have started this one."""
-    return any(name in LAUNCHED_NAMES or name.startswith(LAUNCHED_PREFIXES) for name in os.environ)
-
-
 def processes(device: torch.device, count: int) -> Processes:
     """The processes for so many devices, not yet launched.
 
@@ -69,8 +61,9 @@ def processes(device: torch.device, count: int) -> Processes:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
-    # A process that has finished waits for the others, which may take hours more, at the end.
-    strategy = DDPStrategy(timeout=timedelta(days=7)) if count > 1 else "auto"
+    # A process that has finished waits for the others, which may take hours more, at the end. All that they exchange is
+    # which rows were asked for, from host to host: Gloo notices at once that a process is gone, NCCL after the timeout.
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=7)) if count > 1 else "auto"
     try:
         return Fabric(accelerator=device.type, strategy=strategy, devices=count)
     except (ValueError, RuntimeError) as error:  # SLURM started another number of processes
@@ -84,3 +77,24 @@ def is_first(count: int) -> bool:
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def choose_device(name: str | None, devices: int = 1) -> torch.device:
+    """The device of a name; without one, CUDA where there is a GPU.
+
+    Of several GPUs each process takes its own, from the first method that it tries on.
+
+    Raises:
+        UserError: if there are not that many GPUs.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind = name or ("cuda" if available else "cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("this machine has no Apple GPU that torch can use; use --device cpu")
+    if kind != "cuda" and devices > max(64, 4 * (os.cpu_count() or 1)):
+        raise UserError(f"--devices {devices} are too many processes for this machine")
+    if kind == "cuda" and available < devices:
+        raise UserError(f"{devices} CUDA device(s) asked for, {available} found; use --device cpu or fewer --devices")
+    if kind != "cuda":
+        return torch.device(kind)
+    return torch.device(kind, local_rank() % available if devices > 1 else 0)

@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -57,6 +57,8 @@ class Row:
         sparse_rate_dct: share of the DCT coefficients that hold 98 % of the sum of their magnitudes.
         sparse_rate_fft: the same of the Fourier coefficients.
         measured_ratio: measurements per pixel that were really taken.
+        provenance: where the method comes from, see `Candidate.provenance`; empty in tables of versions before it.
+        origin: the folder or file behind a set of the user's own, whose name others may have too; empty for known sets.
     """
 
     method: str
@@ -89,9 +91,13 @@ class Row:
     sparse_rate_dct: float | None = None
     sparse_rate_fft: float | None = None
     measured_ratio: float | None = None
+    provenance: str = ""
+    origin: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+# The others were added later, so that tables without them are read too.
+FIRST_COLUMNS = {field.name for field in fields(Row) if field.default is MISSING}
 _TYPES = get_type_hints(Row)
 
 
@@ -130,7 +136,7 @@ class ResultsFile:
             self._write(header)
 
     def rows(self) -> list[Row]:
-        """The rows so far, oldest first. Of rows with the same method, dataset, image and key the last one counts.
+        """The rows so far, oldest first. Of rows with the same `identity` the last one counts.
 
         Raises:
             UserError: if the file is missing or a line cannot be read.
@@ -150,12 +156,12 @@ class ResultsFile:
 
 
 Identity = tuple[str, str, str, str]
-"""Method, dataset, image and run_key, which together name a row."""
+"""Method, set (its origin, or the name of a known one), image and run_key, which together name a row."""
 
 
 def identity(row: Row) -> Identity:
     """What names a row."""
-    return row.method, row.dataset, row.image, row.run_key
+    return row.method, row.origin or row.dataset, row.image, row.run_key
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -171,11 +177,12 @@ def read_rows(path: Path) -> Iterator[Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     reader = csv.DictReader(io.StringIO(content[: content.rfind("\n") + 1], newline=""))
-    if reader.fieldnames is None or set(COLUMNS) - set(reader.fieldnames):
+    if reader.fieldnames is None or FIRST_COLUMNS - set(reader.fieldnames):
         raise UserError(f"{path} is a table of another kind or version; its columns are {reader.fieldnames}")
+    present = [name for name in COLUMNS if name in reader.fieldnames]
     for record in reader:
         try:
-            yield Row(**{name: from_text(record[name], _TYPES[name]) for name in COLUMNS})
+            yield Row(**{name: from_text(record[name], _TYPES[name]) for name in present})
         except (ValueError, TypeError):
             raise UserError(f"{path}, line {reader.line_num}: cannot read it; delete the line to continue") from None
 

@@ -236,6 +236,7 @@ class _Invertible(torch.autograd.Function):
         ctx: Any, calls: list[_Call], x: Tensor, h: Tensor, v: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.calls, ctx.surroundings = calls, []
+        x, h = x.detach(), h.detach()  # as what follows is; torch.compile would make a graph of its own for the first
         for call, v_i in zip(calls, v, strict=True):
             surroundings = _Surroundings(x.device)
             with surroundings.autocast():

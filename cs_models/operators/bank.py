@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,8 @@ from cs_models.operators.matrices import (
     rows_for_ratio,
     structured_rows,
 )
+from cs_models.operators.pixel import PixelOperator
+from cs_models.operators.radon import RadonOperator
 from cs_models.operators.structured import StructuredOperator
 from cs_models.settings import check_distinct, check_range
 
@@ -31,17 +34,38 @@ MOST_NOISE = 10_000
 SMALLEST_RATIO_STEP = 0.001
 
 
+def _views(ratio: float, image_size: tuple[int, int], seed: int) -> MeasurementOperator:
+    """Tomography, which draws nothing."""
+    return RadonOperator.for_ratio(ratio, image_size, seed=seed)
+
+
+def _pixels(ratio: float, image_size: tuple[int, int], seed: int) -> MeasurementOperator:
+    return PixelOperator(image_size, ratio, seed)
+
+
+# Kinds of sampling that have no matrix of short signals, made from ratio, image size and seed.
+WHOLE_IMAGES: dict[str, Callable[[float, tuple[int, int], int], MeasurementOperator]] = {
+    "pixel": _pixels,
+    "fourier": FourierOperator.radial,
+    "radial": FourierOperator.radial,
+    "cartesian": FourierOperator.cartesian,
+    "radon": _views,
+}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """What training samples with.
 
     Attributes:
         ratios: nominal CS ratios in (0, 1], each equally likely.
-        kind: "block"; "structured" with a new permutation in every step; or "fourier", one radial mask per ratio.
-        block_size: B.
+        kind: "block"; "structured" with a new permutation in every step; "pixel" with new pixels in every step; the
+            Fourier masks "radial" (also called "fourier") and "cartesian"; or "radon", parallel beams.
+        block_size: B of "block" and "structured".
         matrices: of "block": "gaussian"; or one matrix for all ratios: "pca", the principal components of photographs,
             or "learned", orthonormal rows that start from these and are trained with the network.
-        matrices_per_ratio: number of different matrices; the ratios share them, a smaller one taking the first rows.
+        matrices_per_ratio: number of different matrices or Fourier masks; the ratios share matrices, a smaller one
+            taking the first rows.
         noise_sigma: largest standard deviation of the noise on the measurements, on the 0-255 scale; each step
             draws one uniformly between 0 and it.
         seed: of the draws and of the matrices.
@@ -50,7 +74,7 @@ class Sampling:
     """
 
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    kind: Literal["block", "structured", "fourier"] = "block"
+    kind: Literal["block", "structured", "pixel", "fourier", "radial", "cartesian", "radon"] = "block"
     block_size: int = 33
     matrices: Literal["gaussian", "pca", "learned"] = "gaussian"
     matrices_per_ratio: int = 1
@@ -72,7 +96,7 @@ class Sampling:
         check_range("sampling.seed", self.seed, 0, (2**32 - FIRST_TRAINING_SEED) // 1000 - 1)
         check_range("sampling.noise_sigma", self.noise_sigma, 0, MOST_NOISE)
         check_range("sampling.block_size", self.block_size, 1, 2**16)
-        if self.kind != "fourier":
+        if self.kind not in WHOLE_IMAGES:
             n = self.block_size**2
             check_matrix_memory(structured_rows(max(self.ratios), n), n)
         if self.matrices != "gaussian":
@@ -89,7 +113,7 @@ class Sampling:
     @property
     def operator(self) -> str:
         """The word of `cs_models.operators.make_operator` for an operator of this kind."""
-        if self.kind == "fourier":
+        if self.kind in WHOLE_IMAGES:
             return self.kind
         return f"block:pca:{self.block_size}" if self.matrices == "pca" else f"{self.kind}:{self.block_size}"
 
@@ -177,15 +201,14 @@ class SamplingBank:
         key = ratio, index, image_size, torch.device(device)
         if key not in self._operators:
             self._operators[key] = self._first_operator(ratio, index, image_size, device)
-        operator = self._operators[key].with_noise(noise_sigma)
-        return operator.permuted(permutation_seed) if isinstance(operator, StructuredOperator) else operator
+        return self._operators[key].with_noise(noise_sigma).permuted(permutation_seed)
 
     def _first_operator(
         self, ratio: float, index: int, image_size: tuple[int, int], device: torch.device | str
     ) -> MeasurementOperator:
         """The operator that all steps with this ratio and matrix share, so that what is known of it is found once."""
-        if self.sampling.kind == "fourier":
-            return FourierOperator.radial(ratio, image_size, self._seed(index)).to(device)
+        if self.sampling.kind in WHOLE_IMAGES:
+            return WHOLE_IMAGES[self.sampling.kind](ratio, image_size, self._seed(index)).to(device)
         seeded = {"bank_seed": self.sampling.seed, "index": index}
         source = principal_source(self.sampling.block_size) if self.sampling.matrices == "pca" else seeded
         matrix = self.matrix(ratio, index, device)

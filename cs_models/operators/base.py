@@ -14,7 +14,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,11 @@ class MeasurementOperator(nn.Module, ABC):
         ratio: nominal CS ratio in (0, 1], measurements per pixel.
         noise_sigma: standard deviation of the white noise on the measurements that `measure` adds, on the scale
             of images in [0, 1].
+        unit_norm: whether the largest singular value is known to be about 1; methods measure it where it is not.
+        derived: what others made of this operator and keep with it, by what determined it.
     """
+
+    unit_norm: ClassVar[bool] = False
 
     __call__: Callable[..., Tensor]
 
@@ -54,6 +58,7 @@ class MeasurementOperator(nn.Module, ABC):
         self.image_size = check_image_size(image_size)
         self.ratio = float(ratio)
         self.noise_sigma = float(noise_sigma)
+        self.derived: dict[Any, Any] = {}
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -130,11 +135,19 @@ class MeasurementOperator(nn.Module, ABC):
         noise = torch.randn(y.shape, generator=generator, dtype=y.dtype)
         return y + self.noise_sigma * noise.to(y.device, non_blocking=True)
 
+    def permuted(self, seed: int) -> MeasurementOperator:
+        """The same kind of sampling of another random choice or order of the pixels.
+
+        It is the operator itself where there is no such choice, as for blocks, or where it is the user's.
+        """
+        return self
+
     def with_noise(self, noise_sigma: float) -> Self:
         """The same operator, whose `measure` adds noise of another standard deviation."""
         other = copy.copy(self)
         other._buffers = dict(self._buffers)
         other.noise_sigma = float(noise_sigma)
+        other.derived = {}  # some of it depends on the noise
         return other
 
     @property
@@ -145,7 +158,7 @@ class MeasurementOperator(nn.Module, ABC):
         """
         shape = self.measurement_shape
         if shape is None:
-            nothing = torch.zeros(1, 1, *self.image_size, device=next(self.buffers()).device)
+            nothing = torch.zeros(1, 1, *self.image_size, device=next((one.device for one in self.buffers()), None))
             shape = tuple(self(nothing).shape)
         return math.prod(shape) / math.prod(self.image_size)
 
@@ -193,7 +206,6 @@ class MatrixOperator(MeasurementOperator):
     Attributes:
         matrix: ``(M, n)``; each signal of n samples gives M measurements.
         rows: what was computed of the matrix, shared by the operators that share it.
-        derived: what others made of this operator and keep with it, by what determined it.
     """
 
     matrix: Tensor
@@ -218,13 +230,7 @@ class MatrixOperator(MeasurementOperator):
         self.register_buffer("matrix", matrix)
         self.source = dict(source or {})
         self.rows = RowSpace()
-        self.derived: dict[Any, Any] = {}
         self._inverses: Remembered[list[tuple[Tensor, Tensor]]] = Remembered()
-
-    def with_noise(self, noise_sigma: float) -> Self:
-        other = super().with_noise(noise_sigma)
-        other.derived = {}  # some of it depends on the noise
-        return other
 
     @property
     def measured_ratio(self) -> float:

@@ -25,6 +25,8 @@ class FourierOperator(MeasurementOperator):
     coefficients once and others twice, which `pinv` evens out.
     """
 
+    unit_norm = True
+
     mask: Tensor
     coefficients: Tensor
 

@@ -20,6 +20,8 @@ class PixelOperator(MeasurementOperator):
     The rows are rows of the identity, so the pseudo-inverse is the adjoint: an image with zeros elsewhere.
     """
 
+    unit_norm = True
+
     pixels: Tensor
 
     def __init__(self, image_size: tuple[int, int], ratio: float, seed: int = 0, noise_sigma: float = 0.0) -> None:
@@ -60,6 +62,12 @@ class PixelOperator(MeasurementOperator):
             raise UserError(f"this mask is for {self.image_size[0]}x{self.image_size[1]} images, not {height}x{width}")
         other = PixelOperator((height, width), self.ratio, self.source["seed"], self.noise_sigma)
         return other.to(self.pixels.device)
+
+    def permuted(self, seed: int) -> PixelOperator:
+        """As many other pixels; a mask that was given stays."""
+        if "seed" not in self.source:
+            return self
+        return PixelOperator(self.image_size, self.ratio, seed, self.noise_sigma).to(self.pixels.device)
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class RadonOperator(MeasurementOperator):
         detectors: measurements of a view.
     """
 
+    unit_norm = True
+
     rows: Tensor
     columns: Tensor
     weights: Tensor
@@ -67,7 +69,8 @@ class RadonOperator(MeasurementOperator):
         self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("weights", weights.float(), persistent=False)
         self._matrices: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-        self._factor: tuple[Tensor, bool] | None = None
+        # Shared by copies with other noise, as the matrices are.
+        self._factors: dict[torch.device, tuple[Tensor, bool]] = {}
 
     @classmethod
     def for_ratio(
@@ -128,9 +131,9 @@ class RadonOperator(MeasurementOperator):
     @full_precision
     def pinv(self, y: Tensor) -> Tensor:
         # A^+ = A^T (A A^T)^+, in float64: the views are nearly dependent, so the weights of the rows grow large.
-        if self._factor is None or self._factor[0].device != y.device:
-            self._factor = self._factorise(y.device)
-        factor, triangular = self._factor
+        if y.device not in self._factors:
+            self._factors[y.device] = self._factorise(y.device)
+        factor, triangular = self._factors[y.device]
         right = rearrange(y.double(), "n c v d -> (v d) (n c)")
         weights = torch.cholesky_solve(right, factor) if triangular else factor @ (factor.T @ right)
         return self.adjoint(rearrange(weights, "(v d) (n c) -> n c v d", v=self.views, c=y.shape[1])).to(y.dtype)

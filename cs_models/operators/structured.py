@@ -84,9 +84,32 @@ class StructuredOperator(SquareBlocksOperator):
         return self._facts("structured") | {"permutation_seed": self.permutation_seed}
 
     def signals(self, x: Tensor) -> Tensor:
-        pixels = rearrange(self.pad(x), "n c h w -> n c (h w)")[..., self.permutation]
+        pixels: Tensor = _Reordered.apply(
+            rearrange(self.pad(x), "n c h w -> n c (h w)"), self.permutation, self.inverse
+        )
         return rearrange(pixels, "n c (l n2) -> n c l n2", n2=self.matrix.shape[1])
 
     def image(self, signals: Tensor) -> Tensor:
-        pixels = rearrange(signals, "n c l n2 -> n c (l n2)")[..., self.inverse]
+        pixels = _Reordered.apply(rearrange(signals, "n c l n2 -> n c (l n2)"), self.inverse, self.permutation)
         return self.crop(rearrange(pixels, "n c (h w) -> n c h w", h=self.padded_size[0]))
+
+
+class _Reordered(torch.autograd.Function):
+    """``x[..., order]`` for a permutation, whose gradient goes back by the inverse one.
+
+    Autograd would add each number into its place, since an index might name one twice: on GPUs it sorts the index for
+    that in every backward pass.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return x[..., order]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _Reordered.apply(gradient, inverse, order), None, None

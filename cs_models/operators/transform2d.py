@@ -23,6 +23,8 @@ class Transform2dOperator(MeasurementOperator):
     pseudo-inverse is the adjoint.
     """
 
+    unit_norm = True
+
     signs: Tensor
     coefficients: Tensor
 

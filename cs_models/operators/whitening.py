@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.column import ColumnOperator
+from cs_models.operators.scaled import at_unit_norm
 
 # Standard deviation of the noise from which on a direction is left out, for images in [0, 1].
 TOO_NOISY = 0.5
@@ -79,8 +80,10 @@ def _whitening(operator: MatrixOperator, most_noise: float) -> Whitening:
 
 
 def with_orthonormal_rows(y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
-    """Measurements and operator with orthonormal rows; themselves where the rows are, or where there is no matrix."""
-    if not isinstance(operator, MatrixOperator) or operator.orthonormal:
+    """Measurements and operator with orthonormal rows, without a matrix at norm 1; themselves where they are so."""
+    if not isinstance(operator, MatrixOperator):
+        return at_unit_norm(y, operator)
+    if operator.orthonormal:
         return y, operator
     same = whitening(operator)
     return same(y), same.operator

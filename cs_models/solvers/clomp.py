@@ -8,12 +8,14 @@ it computes how much of each coefficient counts, as a classic method would. Thei
 
     mean((y - A (weight * s))^2) + w_tv TV(D s) + w_lv LV(D s) + w_prior prior(D s).
 
-The result is the image ``D s``, without the weight. With OMP's injection this is CLOMP.
+The result is the image ``D s``, without the weight. With OMP's injection this is CLOMP, the paper's algorithm. Without
+an injection and from a smooth start it is another method, `WarmCLOMP`, which is better on images.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
@@ -22,115 +24,38 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from cs_models.errors import UserError
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
-from cs_models.solvers.priors import differentiated, local_variation, total_variation
-from cs_models.solvers.sparse_problem import SparseProblem, largest_mask, sparse_problem, sparsity_of
+from cs_models.solvers.clomp_branches import (
+    CoefficientNetwork,
+    CoefficientParameters,
+    DataTerm,
+    Injection,
+    IterateTerm,
+    MeasurementTerm,
+    WeightedCoefficients,
+    iht_injection,
+    irls_injection,
+    ista_injection,
+    no_injection,
+    omp_injection,
+)
+from cs_models.solvers.priors import SMALLEST_WINDOW, differentiated, local_variation, total_variation
+from cs_models.solvers.sparse_problem import SparseProblem, sparse_problem, sparsity_of
 from cs_models.solvers.tikhonov import smooth_image
-
-
-class CoefficientParameters(nn.Module):
-    """The paper's structure 1, and CLOMP's: the coefficients are the parameters."""
-
-    def __init__(self, s: Tensor) -> None:
-        super().__init__()
-        self.s = nn.Parameter(s)
-
-    def forward(self) -> Tensor:
-        return self.s
-
-
-class CoefficientNetwork(nn.Module):
-    """The paper's structure 2: a small network from the measurements of a signal to its coefficients.
-
-    Every plane of the batch has a network of its own, which its signals share; all start from the same weights.
-    """
-
-    def __init__(self, problem: SparseProblem, neurons: int, generator: torch.Generator) -> None:
-        super().__init__()
-        y = torch.view_as_real(problem.y).flatten(-2) if problem.y.is_complex() else problem.y
-        self._y = rearrange(y, "(p l) m -> p l m", p=problem.planes)
-        inputs, outputs = y.shape[1], problem.n
-
-        def uniform(fan_in: int, rows: int, columns: int) -> nn.Parameter:
-            values = torch.empty(1, rows, columns).uniform_(-1, 1, generator=generator) / math.sqrt(fan_in)
-            return nn.Parameter(values.to(y).repeat(problem.planes, 1, 1))
-
-        self.weight_1, self.bias_1 = uniform(inputs, inputs, neurons), uniform(inputs, 1, neurons)
-        self.weight_2, self.bias_2 = uniform(neurons, neurons, outputs), uniform(neurons, 1, outputs)
-
-    def forward(self) -> Tensor:
-        hidden = torch.relu(torch.baddbmm(self.bias_1, self._y, self.weight_1))
-        return rearrange(torch.baddbmm(self.bias_2, hidden, self.weight_2), "p l n -> (p l) n")
-
-
-Injection = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Residual-injection branch: from ``A^T r``, s and the last weight (0 at first), all ``(P, n)``, to the new weight."""
-
-
-def no_injection(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
-    """All coefficients count."""
-    return torch.ones_like(s)
-
-
-def omp_injection(threshold: float, mask: Literal["maximum", "softmax"]) -> Injection:
-    """OMP's selection: coefficients whose correlation with the residual is near the largest are in from then on.
-
-    Args:
-        threshold: of the correlation, or with "softmax" of its softmax, as a share of the largest.
-        mask: "maximum" or "softmax".
-    """
-
-    def weight(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
-        strength = correlation.abs()
-        largest = strength.amax(1, keepdim=True)
-        bound = threshold * largest if mask == "maximum" else largest + math.log(threshold)
-        # A signal without residual selects nothing.
-        chosen = strength > bound.clamp_min(1e-6)
-        return torch.maximum(previous, chosen.to(previous.dtype))
-
-    return weight
-
-
-def iht_injection(count: int) -> Injection:
-    """IHT's selection: the `count` coefficients that are largest after a gradient step."""
-
-    def weight(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
-        return largest_mask(s + correlation, count).to(s.dtype)
-
-    return weight
-
-
-def ista_injection(threshold: float) -> Injection:
-    """ISTA's shrinkage as a factor, ``1 - t / |u|`` (at least 0) of ``u = s + A^T r`` with t a share of the largest."""
-
-    def weight(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
-        magnitude = (s + correlation).abs()
-        bound = threshold * magnitude.amax(1, keepdim=True)
-        return (1 - bound / magnitude.clamp_min(torch.finfo(s.dtype).tiny)).clamp_min(0)
-
-    return weight
-
-
-def irls_injection(threshold: float) -> Injection:
-    """IRLS's reweighting as a factor, ``u^2 / (u^2 + t^2)`` of ``u = s + A^T r`` with t a share of the largest."""
-
-    def weight(correlation: Tensor, s: Tensor, previous: Tensor) -> Tensor:
-        squared = (s + correlation).square()
-        bound = threshold**2 * squared.amax(1, keepdim=True)
-        return squared / (squared + bound).clamp_min(torch.finfo(s.dtype).tiny)
-
-    return weight
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The settings of an image's training; those that the user leaves open come from one of the recipes below.
 
-    Attributes: as those of `CLOMP`, and:
+    Attributes: as those of `CoefficientsLearning`, and:
         moving_windows: the windows of LV, 2 pixels apart, move by a pixel from epoch to epoch, so that four epochs
             see every window of the image.
+        rescale: coefficients are divided by the norms of their atoms where they become an image.
     """
 
     start: Literal["random", "smooth"]
@@ -144,15 +69,20 @@ class Recipe:
     tolerance: float
     change_tolerance: float
     moving_windows: bool = False
+    rescale: bool = True
 
 
-# The torch code released with the paper, for images and for 1-D signals.
-RELEASED = Recipe("random", "omp", 0.2, 0.1, 2.0, 0.1, 100, 150, 1e-4, 1e-7)
-RELEASED_1D = Recipe("random", "omp", 0.5, 0.0, 2.0, 0.01, 100, 200, 1e-5, 0.0)
+# The torch code released with the paper, for images and for 1-D signals. The paper calls its weights empirical.
+RELEASED = Recipe("random", "omp", 0.2, 0.1, 2.0, 0.1, 100, 150, 1e-4, 1e-7, rescale=False)
+RELEASED_1D = Recipe("random", "omp", 0.5, 0.0, 2.0, 0.01, 100, 200, 1e-5, 0.0, rescale=False)
 
 
-def cold_recipe(ratio: float) -> Recipe:
-    """Random coefficients, so that the injection and strong priors must find the image; weights depend on the ratio."""
+def corrected_recipe(ratio: float) -> Recipe:
+    """The paper's algorithm without the released code's defect, with weights that depend on the sampling ratio.
+
+    From random coefficients the injection and strong priors must find the image; the fewer measurements there are,
+    the stronger.
+    """
     return Recipe("random", "omp", 0.02 / ratio**2, 0.05 / ratio, 2.0, 0.001, 150, 150, 1e-4, 1e-7)
 
 
@@ -170,22 +100,15 @@ SMOOTH_WEIGHT, SMOOTH_ITERATIONS = 1e-3, 40
 
 
 @dataclass(kw_only=True)
-class CLOMP(IterativeSolver):
-    """Coefficients learning; see the module's description.
-
-    Settings that are None come from a recipe: `RELEASED` where `released` is set; `cold_recipe` for 1-D signals,
-    for a random start, for structure 2 and for an injection; else `warm_recipe`.
+class CoefficientsLearning(IterativeSolver):
+    """Learns an image's coefficients; see the module's description. Settings that are None come from a recipe.
 
     Attributes:
-        released: as the torch code released with the paper, with its defect: the image is made from coefficients
-            that are not divided by the norms of their atoms.
-        structure: s-forward branch of the paper; 1: the coefficients are the parameters; 2: a small network from y.
-        neurons: hidden neurons of structure 2.
         injection: residual-injection branch, "omp", "iht", "ista", "irls" or "none" (all coefficients count).
         mask: how the injection "omp" compares correlations, by their "maximum" or by "softmax".
         threshold: share of the largest correlation ("omp": 0.7) or coefficient ("ista", "irls": 0.01).
         sparsity: K of the injection "iht"; None: a quarter of the measurements.
-        start: first coefficients, "random" or "smooth" (`smooth_image`); the network of structure 2 starts random.
+        start: first coefficients, "random" or "smooth" (`smooth_image`).
         w_tv: weight of the squared total variation.
         w_lv: weight of the local variation.
         prior: a prior of one's own, differentiable, from images ``(N, C, H, W)`` to values ``(N,)``.
@@ -199,9 +122,6 @@ class CLOMP(IterativeSolver):
         seed: of the random start.
     """
 
-    released: bool = False
-    structure: Literal[1, 2] = 1
-    neurons: int = 128
     injection: Literal["none", "omp", "iht", "ista", "irls"] | None = None
     mask: Literal["maximum", "softmax"] = "maximum"
     threshold: float | None = None
@@ -221,31 +141,30 @@ class CLOMP(IterativeSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.structure in (1, 2), "structure", "1 or 2")
         self._require(self.injection in (None, *INJECTIONS), "injection", "one of " + ", ".join(INJECTIONS))
         self._require(self.mask in ("maximum", "softmax"), "mask", "maximum or softmax")
         self._require(self.start in (None, "random", "smooth"), "start", "random or smooth")
         self._require(self.threshold is None or 0 < self.threshold <= 1, "threshold", "a share in (0, 1]")
-        self._require(1 <= self.neurons <= 2**16, "neurons", "1 to 65,536")
         self._require(self.learning_rate is None or 0 < self.learning_rate <= 1e6, "learning_rate", "more than 0")
         self._require(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
         self._require(self.decay_epochs is None or self.decay_epochs >= 1, "decay_epochs", "at least 1")
 
-    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
-        return (y, operator) if self.released else super().prepared(y, operator)
+    @abstractmethod
+    def usual_recipe(self, operator: MeasurementOperator) -> Recipe:
+        """The settings for an operator where the user gives none."""
 
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
-        problem = sparse_problem(y, operator, rescale=not self.released)
-        recipe = self.recipe(operator)
+        recipe = self.training_recipe(operator)
+        problem = sparse_problem(y, operator, recipe.rescale)
         # The coefficients are in units of the image, so that weights and rates mean the same for every operator.
-        unit = 1.0 if self.released else problem.scale
+        unit = problem.scale if recipe.rescale else 1.0
         data = problem.y / unit
         branch = self._s_forward(problem, recipe, unit, y, operator)
-        inject = self._residual_injection(problem, recipe)
+        data_term = self._data_term(problem, data, self._residual_injection(problem, recipe))
         optimizer = torch.optim.Adam(branch.parameters(), lr=recipe.learning_rate, fused=True)
 
         planes, signals = problem.planes, len(data) // problem.planes
-        finished, weight, correlation = problem.zeros(), problem.zeros(), problem.adjoint(data)
+        finished = problem.zeros()
         # Measurements that are all zero say that the image is, unless the user's own prior knows better.
         active = (reduce(data.abs(), "(p l) m -> p", "max", p=planes) > 0) | (self.prior is not None)
         epochs = torch.zeros(planes, dtype=torch.long, device=y.device)
@@ -259,20 +178,16 @@ class CLOMP(IterativeSolver):
                 s = branch_output.detach()
                 epochs += active
 
-                weight = inject(correlation, s, weight)
-                residual = data - problem.forward(s * weight)
-                # The correlation serves twice: for the gradient, and for the injection of the next epoch.
-                correlation = problem.adjoint(residual)
+                data_loss, gradient = data_term(s)
                 prior_loss, image_gradient = self._priors(problem.image(s) * unit, recipe, epoch)
-                gradient = problem.image_adjoint(image_gradient) * unit
-                gradient.addcmul_(correlation, weight, value=-2 / (signals * problem.m))
-                losses.append(reduce(residual.abs().square(), "(p l) m -> p", "mean", p=planes) + prior_loss.flatten())
+                gradient.add_(problem.image_adjoint(image_gradient), alpha=unit)
+                losses.append(data_loss + prior_loss.flatten())
 
-                settled = active & self._settled(losses, recipe)
-                if bool(settled.any()):
+                if epoch > FIRST_EPOCH_TO_STOP:
+                    settled = active & self._settled(losses, recipe)
                     finished = torch.where(settled.repeat_interleave(signals)[:, None], s, finished)
                     active = active & ~settled
-                if epoch + 1 == recipe.epochs or not bool(active.any()):
+                if epoch + 1 == recipe.epochs or all_settled(active, epoch):
                     break
                 for group in optimizer.param_groups:
                     rate = recipe.learning_rate * (1 - epoch / recipe.decay_epochs)
@@ -284,34 +199,31 @@ class CLOMP(IterativeSolver):
         s = torch.where(unfinished[:, None], branch().detach(), finished)
         return problem.solution(s * unit, epochs.repeat_interleave(signals), ~unfinished)
 
-    def recipe(self, operator: MeasurementOperator) -> Recipe:
+    def training_recipe(self, operator: MeasurementOperator) -> Recipe:
         """The settings for an operator, those of the user first."""
-        one_dimensional = operator.image_size[1] == 1
-        cold = self.structure == 2 or self.start == "random" or self.injection not in (None, "none")
-        if self.released:
-            recipe = RELEASED_1D if one_dimensional else RELEASED
-        else:
-            recipe = cold_recipe(operator.ratio) if one_dimensional or cold else warm_recipe(operator.ratio)
-        if self.structure == 2:
-            recipe = replace(recipe, learning_rate=0.01, final_learning_rate=0.001)
         names = {field.name for field in fields(Recipe)} & {field.name for field in fields(self)}
         given = {name: getattr(self, name) for name in names}
-        return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+        return replace(
+            self.usual_recipe(operator), **{name: value for name, value in given.items() if value is not None}
+        )
 
     def _s_forward(
         self, problem: SparseProblem, recipe: Recipe, unit: float, y: Tensor, operator: MeasurementOperator
     ) -> nn.Module:
-        generator = torch.Generator().manual_seed(self.seed)
-        if self.structure == 2:
-            return CoefficientNetwork(problem, self.neurons, generator)
         if recipe.start == "smooth":
             planes = rearrange(y, "n c ... -> (n c) 1 ...")
             image = smooth_image(planes, operator, SMOOTH_WEIGHT * problem.scale**2, SMOOTH_ITERATIONS)
             return CoefficientParameters(problem.coefficients(image) / unit)
         signals = len(problem.y) // problem.planes
         bound = math.sqrt(6 / (signals + problem.n))
-        s = torch.empty(signals, problem.n).uniform_(-bound, bound, generator=generator)
-        return CoefficientParameters(s.to(problem.zeros()).repeat(problem.planes, 1))
+        s = torch.empty(signals, problem.n).uniform_(-bound, bound, generator=self._generator())
+        return CoefficientParameters(s.to(problem.zeros(), non_blocking=True).repeat(problem.planes, 1))
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def _data_term(self, problem: SparseProblem, data: Tensor, inject: Injection) -> DataTerm:
+        return MeasurementTerm(problem, data, inject)
 
     def _residual_injection(self, problem: SparseProblem, recipe: Recipe) -> Injection:
         if recipe.injection == "omp":
@@ -342,8 +254,78 @@ class CLOMP(IterativeSolver):
     def _settled(self, losses: list[Tensor], recipe: Recipe) -> Tensor:
         """Which planes may stop, ``(P,)``."""
         loss = losses[-1]
-        if len(losses) <= FIRST_EPOCH_TO_STOP + 1:
-            return torch.zeros_like(loss, dtype=torch.bool)
         # Moving windows come back after four epochs; only losses of the same windows compare.
         before = losses[-5 if recipe.moving_windows else -2]
         return (loss < recipe.tolerance) | ((loss - before).abs() < recipe.change_tolerance)
+
+
+@dataclass(kw_only=True)
+class CLOMP(CoefficientsLearning):
+    """The paper's algorithm: random coefficients, OMP's selection in the residual-injection branch, TV and LV.
+
+    Attributes: those of `CoefficientsLearning`, and:
+        recipe: "corrected" (`corrected_recipe`), or "released": as the torch code released with the paper, with its
+            weights and its defect: the image is made from coefficients that are not divided by the norms of their
+            atoms.
+        structure: s-forward branch of the paper; 1: the coefficients are the parameters; 2: a small network from y,
+            which starts random.
+        neurons: hidden neurons of structure 2.
+        learned_weight: the coefficients of structure 1 are products of two factors, both learned: the paper's W.
+        form: what is compared, "measurements", y with ``A (weight * s)``; or "iterates", s with what a classic method
+            makes of it (`IterateTerm`).
+    """
+
+    recipe: Literal["corrected", "released"] = "corrected"
+    structure: Literal[1, 2] = 1
+    neurons: int = 128
+    learned_weight: bool = False
+    form: Literal["measurements", "iterates"] = "measurements"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.recipe in ("corrected", "released"), "recipe", "corrected or released")
+        self._require(self.structure in (1, 2), "structure", "1 or 2")
+        self._require(1 <= self.neurons <= 2**16, "neurons", "1 to 65,536")
+        self._require(not self.learned_weight or self.structure == 1, "structure", "1 with learned_weight")
+        self._require(self.form in ("measurements", "iterates"), "form", "measurements or iterates")
+
+    def prepared(self, y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, MeasurementOperator]:
+        return (y, operator) if self.recipe == "released" else super().prepared(y, operator)
+
+    def usual_recipe(self, operator: MeasurementOperator) -> Recipe:
+        if self.recipe == "released":
+            recipe = RELEASED_1D if operator.image_size[1] == 1 else RELEASED
+        else:
+            recipe = corrected_recipe(operator.ratio)
+        return replace(recipe, learning_rate=0.01, final_learning_rate=0.001) if self.structure == 2 else recipe
+
+    def _s_forward(
+        self, problem: SparseProblem, recipe: Recipe, unit: float, y: Tensor, operator: MeasurementOperator
+    ) -> nn.Module:
+        if self.structure == 2:
+            return CoefficientNetwork(problem, self.neurons, self._generator())
+        branch = super()._s_forward(problem, recipe, unit, y, operator)
+        return WeightedCoefficients(branch().detach()) if self.learned_weight else branch
+
+    def _data_term(self, problem: SparseProblem, data: Tensor, inject: Injection) -> DataTerm:
+        return (IterateTerm if self.form == "iterates" else MeasurementTerm)(problem, data, inject)
+
+
+@dataclass(kw_only=True)
+class WarmCLOMP(CoefficientsLearning):
+    """Coefficients learning from a smooth image, without an injection (`warm_recipe`): better than CLOMP on images.
+
+    The settings are those of `CoefficientsLearning`.
+    """
+
+    def usual_recipe(self, operator: MeasurementOperator) -> Recipe:
+        return warm_recipe(operator.ratio)
+
+    def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
+        if min(operator.image_size) < SMALLEST_WINDOW and self.prior is None and not (self.w_tv or self.w_lv == 0):
+            height, width = operator.image_size
+            raise UserError(
+                f"WarmCLOMP: the local variation needs images of at least {SMALLEST_WINDOW}x{SMALLEST_WINDOW} pixels, "
+                f"and this one is {height}x{width}; use clomp, which also takes 1-D signals, or give w_tv"
+            )
+        return super()._solve(y, operator)

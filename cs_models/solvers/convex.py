@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cs_models.numerics import conjugate_gradients, relative
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
+from cs_models.operators.scaled import norm_by_power, probe
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
 
@@ -91,22 +92,13 @@ def operator_norm_squared(operator: MeasurementOperator) -> float:
         return float(torch.linalg.matrix_norm(operator.matrix.double(), ord=2)) ** 2
     if has_orthonormal_rows(operator):
         return 1.0
-    x = _probe(operator)
-    for _ in range(30):
-        x = operator.normal(x / x.norm())
-    return float(x.norm()) * 1.02  # power iteration approaches from below
+    return norm_by_power(operator) ** 2 * 1.02
 
 
 def has_orthonormal_rows(operator: MeasurementOperator) -> bool:
     """Whether ``A A^T y = y``, tried on the measurements of one random image."""
-    y = operator(_probe(operator))
+    y = operator(probe(operator))
     return bool(torch.linalg.vector_norm(operator(operator.adjoint(y)) - y) < 1e-4 * torch.linalg.vector_norm(y))
-
-
-def _probe(operator: MeasurementOperator) -> Tensor:
-    dtype = next((buffer.dtype for buffer in operator.buffers() if buffer.is_floating_point()), torch.float32)
-    probe = torch.randn(1, 1, *operator.image_size, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    return probe.to(next(operator.buffers()).device)
 
 
 class DataProximal:

@@ -7,23 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
 from cs_models.solvers.sparse_problem import SparseProblem, energy, largest_mask, sparse_problem, sparsity_of
+from cs_models.solvers.support import within_noise
 
 
 @dataclass(kw_only=True)
 class IHT(IterativeSolver):
     """Iterative hard thresholding (Blumensath and Davies, 2009): a gradient step, then the K largest coefficients.
 
+    With noise, fewer are kept in the end, see `within_noise`.
+
     Attributes:
         sparsity: K; None: a fifth of the measurements of a signal, as in the code released with CLOMP.
         step: length of the gradient step, for atoms of unit norm; None: ``1 / |A|^2``, which never diverges.
         tolerance: stop a signal where its mean squared residual is below this.
         iterations: the most iterations.
-        released: as in the code released with CLOMP: step 0.1 where none is given, and coefficients that are not
-            scaled by their atoms' norms.
+        released: as in the code released with CLOMP: step 0.1 where none is given, coefficients that are not scaled by
+            their atoms' norms, and no regard to the noise.
     """
 
     sparsity: int | None = None
@@ -51,20 +55,23 @@ class IHT(IterativeSolver):
         active = energy(residual) > self.tolerance * problem.m
         iterations = torch.zeros_like(active, dtype=torch.long)
         with self.run(self.iterations) as run:
-            for _ in range(self.iterations):
-                if not bool(active.any()) or not run.step():
+            for iteration in range(self.iterations):
+                if all_settled(active, iteration) or not run.step():
                     break
                 moved = s + step * problem.adjoint(residual)
                 s = torch.where(active[:, None], moved * largest_mask(moved, count), s)
                 residual = problem.y - problem.forward(s)
                 iterations += active
                 active = active & (energy(residual) > self.tolerance * problem.m)
+        s = s if self.released else within_noise(problem, s)
         return problem.solution(s, iterations, ~active)
 
 
 @dataclass(kw_only=True)
 class NIHT(IterativeSolver):
     """Normalised IHT (Blumensath and Davies, 2010): the step is the best one on the support, shortened until stable.
+
+    With noise, fewer than K are kept in the end, see `within_noise`.
 
     Attributes:
         sparsity: K; None: a quarter of the measurements of a signal.
@@ -91,8 +98,8 @@ class NIHT(IterativeSolver):
         active = energy(problem.y) > target
         iterations = torch.zeros_like(active, dtype=torch.long)
         with self.run(self.iterations) as run:
-            for _ in range(self.iterations):
-                if not bool(active.any()) or not run.step():
+            for iteration in range(self.iterations):
+                if all_settled(active, iteration) or not run.step():
                     break
                 moved = self._step(problem, s, problem.adjoint(residual), support, count)
                 s = torch.where(active[:, None], moved, s)
@@ -102,7 +109,7 @@ class NIHT(IterativeSolver):
                 iterations += active
                 after = energy(residual)
                 active = active & (after > target) & (after < before * (1 - self.tolerance) ** 2)
-        return problem.solution(s, iterations, ~active)
+        return problem.solution(within_noise(problem, s), iterations, ~active)
 
     @staticmethod
     def _step(problem: SparseProblem, s: Tensor, gradient: Tensor, support: Tensor, count: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,5 +63,7 @@ class LASSO(FISTA):
 class WeightedL1(FISTA):
     """FISTA with a penalty that grows with the frequency, as the coefficients of photographs fall with it."""
 
-    weight: float = 15.0
     by_frequency: bool = True
+
+    exact_weight: ClassVar[float] = 15.0
+    noisy_weight: ClassVar[float] = 8.4

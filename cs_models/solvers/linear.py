@@ -17,6 +17,7 @@ from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.operators.rows import NOTHING_MEASURED
+from cs_models.operators.scaled import at_unit_norm
 from cs_models.operators.whitening import whitening
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.solvers.convex import has_orthonormal_rows
@@ -81,6 +82,7 @@ class LinearEstimate(Reconstructor):
         return Solution(operator.image(y @ self.estimator(operator).to(y).T))
 
     def _markov_estimate(self, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        y, operator = at_unit_norm(y, operator)
         variance: float | Tensor = operator.noise_sigma**2
         if isinstance(operator, MatrixOperator) and not operator.orthonormal:
             # However noisy a direction is, the estimate knows what it is worth.
@@ -89,7 +91,7 @@ class LinearEstimate(Reconstructor):
         field = markov_field(self.training_set)
         height, width = operator.image_size
         spectrum = field.variance * torch.outer(field.spectrum(height), field.spectrum(width)[: width // 2 + 1])
-        spectrum = spectrum.to(y.real)
+        spectrum = spectrum.to(y.real, non_blocking=True)
 
         def filtered(k: Tensor, power: Tensor) -> Tensor:
             return torch.fft.irfft2(torch.fft.rfft2(operator.adjoint(k)) * power, s=(height, width))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver, Run
@@ -45,8 +46,9 @@ class SupportBasis:
         signals, m = y.shape
         self._y = y
         self._atoms = atoms.T.contiguous()
-        self._basis = y.new_zeros(signals, capacity, m)
-        self._support = torch.zeros(signals, capacity, dtype=torch.long, device=y.device)
+        # The last place is never read: it takes what is not added to a full basis, so that nobody need be left out.
+        self._basis = y.new_zeros(signals, capacity + 1, m)
+        self._support = torch.zeros(signals, capacity + 1, dtype=torch.long, device=y.device)
         self.residual = y.clone()
         self.count = torch.zeros(signals, dtype=torch.long, device=y.device)
         self.used = torch.zeros(signals, atoms.shape[1], dtype=torch.bool, device=y.device)
@@ -54,7 +56,7 @@ class SupportBasis:
     @property
     def capacity(self) -> int:
         """The largest support."""
-        return self._basis.shape[1]
+        return self._basis.shape[1] - 1
 
     def extend(self, indices: Tensor, wanted: Tensor) -> None:
         """Add atoms to the supports; those that depend on the support already are only marked as used.
@@ -85,14 +87,15 @@ class SupportBasis:
                 later = new[:, j + 1 :]
                 new[:, j + 1 :] = later - (later @ vector[..., None]) * vector[:, None]
             valid = (norm[:, 0] > DEPENDENT) & wanted[:, j]
-            self._append(rows[valid], vector[valid], indices[valid, j])
+            self._append(rows, vector, indices[:, j], valid)
         self.residual[rows] = residual
 
-    def _append(self, rows: Tensor, vectors: Tensor, indices: Tensor) -> None:
+    def _append(self, rows: Tensor, vectors: Tensor, indices: Tensor, valid: Tensor) -> None:
+        """Write vectors, 0 where they are not valid, into the next place of each basis, which only valid ones fill."""
         slots = self.count[rows]
         self._basis[rows, slots] = vectors
         self._support[rows, slots] = indices
-        self.count[rows] = slots + 1
+        self.count[rows] = slots + valid
 
     def coefficients(self) -> Tensor:
         """Least-squares coefficients of the supports, ``(P, n)``."""
@@ -113,7 +116,8 @@ class OMP(IterativeSolver):
 
     Attributes:
         sparsity: K, atoms of a signal; None: a quarter of its measurements.
-        tolerance: stop a signal earlier, where the residual is below this share of y.
+        tolerance: stop a signal earlier, where the residual is below this share of y, or what the noise is expected to
+            be.
     """
 
     sparsity: int | None = None
@@ -126,19 +130,24 @@ class OMP(IterativeSolver):
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         problem = dictionary_problem(y, operator, "omp")
         steps = sparsity_of(self.sparsity, 0.25, problem.m, problem.n)
-        groups = problem.y.split(signals_together(problem.y, steps))
+        together = signals_together(problem.y, steps)
+        target = (energy(problem.y) * self.tolerance**2).clamp_min(problem.noise_energy)
+        groups, targets = problem.y.split(together), target.split(together)
         with self.run(steps * len(groups)) as run:
-            results = [self._pursue(group, problem.atoms, steps, run) for group in groups]
+            results = [
+                self._pursue(group, problem.atoms, steps, target, run)
+                for group, target in zip(groups, targets, strict=True)
+            ]
         s, iterations, converged = (torch.cat(parts) for parts in zip(*results, strict=True))
         return problem.solution(s, iterations, converged)
 
-    def _pursue(self, y: Tensor, atoms: Tensor, steps: int, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod
+    def _pursue(y: Tensor, atoms: Tensor, steps: int, target: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         basis = SupportBasis(y, atoms, steps)
-        target = energy(y) * self.tolerance**2
         iterations = torch.zeros_like(basis.count)
         active = energy(y) > target
-        for _ in range(steps):
-            if not bool(active.any()) or not run.step():
+        for iteration in range(steps):
+            if all_settled(active, iteration) or not run.step():
                 break
             correlation = (basis.residual @ atoms).abs_().masked_fill_(basis.used, -1)
             basis.extend(correlation.argmax(dim=1, keepdim=True), active[:, None])

@@ -14,6 +14,8 @@ from torch import Tensor
 Prior = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 SMALLEST_VARIANCE = 1e-12
+# Sides of LV's windows.
+SMALLEST_WINDOW = 3
 
 
 def total_variation(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +35,7 @@ def total_variation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def local_variation(x: Tensor) -> tuple[Tensor, Tensor]:
     """CLOMP's LV: mean over 3x3 windows, 2 pixels apart, of the unbiased standard deviation; 0 without a window."""
-    if min(x.shape[-2:]) < 3:
+    if min(x.shape[-2:]) < SMALLEST_WINDOW:
         return x.new_zeros(x.shape[:2]), torch.zeros_like(x)
     mean = _window_sums(x) / 9
     variance = ((_window_sums(x.square()) - 9 * mean.square()) / 8).clamp_min_(SMALLEST_VARIANCE)

@@ -20,6 +20,7 @@ from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import check_measurements, column_norm
+from cs_models.solvers.noise import noise_energy
 from cs_models.transforms.dct import DCT, DCT2d
 
 
@@ -32,6 +33,7 @@ class SparseProblem(ABC):
         images: N, the number of images that the signals belong to.
         planes: N C, the number of their channels.
         scale: root mean square of the norms that the columns of A had before they were scaled to 1.
+        noise_energy: expected ``|noise|^2`` on the measurements of a signal.
     """
 
     y: Tensor
@@ -39,6 +41,7 @@ class SparseProblem(ABC):
     images: int
     planes: int
     scale: float
+    noise_energy: float
 
     @abstractmethod
     def forward(self, s: Tensor) -> Tensor:
@@ -72,7 +75,7 @@ class SparseProblem(ABC):
     def squared_norm(self, iterations: int = 30) -> float:
         """``|A|^2``, the largest eigenvalue of ``A^T A``, by the power method; it approaches from below."""
         generator = torch.Generator().manual_seed(0)
-        v = torch.randn(self.n, generator=generator).to(self.zeros()).expand(self.y.shape[0], -1)
+        v = torch.randn(self.n, generator=generator).to(self.zeros(), non_blocking=True).expand(self.y.shape[0], -1)
         value = torch.zeros(())
         for _ in range(iterations):
             v = self.adjoint(self.forward(v / v.norm(dim=1, keepdim=True).clamp_min(1e-30)))
@@ -117,6 +120,7 @@ class DictionaryProblem(SparseProblem):
         self._shape = y.shape
         self._rescale = rescale
         self.y = rearrange(y, "n c l m -> (n c l) m")
+        self.noise_energy = noise_energy(operator, self.y)
         self.images, self.planes = y.shape[0], y.shape[0] * y.shape[1]
         self.n = operator.matrix.shape[1]
         atoms = self._analysis(operator.matrix.to(y))
@@ -176,6 +180,7 @@ class ImageProblem(SparseProblem):
         self._shape = y.shape
         self._transform = DCT2d()
         self.y = rearrange(y, "n c ... -> (n c) (...)")
+        self.noise_energy = noise_energy(operator, self.y)
         self.images, self.planes = y.shape[0], y.shape[0] * y.shape[1]
         height, width = operator.image_size
         self.n = height * width

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver, Run
@@ -28,10 +29,10 @@ class StOMP(IterativeSolver):
 
     Attributes:
         threshold: share of the largest correlation, in (0, 1].
-        tolerance: stop a signal where its mean squared residual is below this.
+        tolerance: stop a signal where its mean squared residual is below this, or what the noise is expected to be.
         iterations: the most stages.
         released: as in the code released with CLOMP: all signals of an image go on until their common mean squared
-            residual is below the tolerance, and coefficients are not scaled by their atoms' norms.
+            residual is below the tolerance, whatever the noise, and coefficients are not scaled by their atoms' norms.
     """
 
     threshold: float = 0.7
@@ -52,17 +53,18 @@ class StOMP(IterativeSolver):
         problem = dictionary_problem(y, operator, "stomp", rescale=not self.released)
         together = signals_together(problem.y, min(problem.m, problem.n))
         groups = problem.y.split(len(problem.y) // problem.images if self.released else together)
+        tolerance = self.tolerance if self.released else max(self.tolerance, problem.noise_energy / problem.m)
         with self.run(self.iterations * len(groups)) as run:
-            results = [self._pursue(group, problem.atoms, run) for group in groups]
+            results = [self._pursue(group, problem.atoms, tolerance, run) for group in groups]
         s, iterations, converged = (torch.cat(parts) for parts in zip(*results, strict=True))
         return problem.solution(s, iterations, converged)
 
-    def _pursue(self, y: Tensor, atoms: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    def _pursue(self, y: Tensor, atoms: Tensor, tolerance: float, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         basis = SupportBasis(y, atoms, min(atoms.shape))
         iterations = torch.zeros_like(basis.count)
-        active = self._level(y) > self.tolerance
-        for _ in range(self.iterations):
-            if not bool(active.any()) or not run.step():
+        active = self._level(y) > tolerance
+        for iteration in range(self.iterations):
+            if all_settled(active, iteration) or not run.step():
                 break
             correlation = (basis.residual @ atoms).abs_().masked_fill_(basis.used | ~active[:, None], 0)
             chosen = correlation > self.threshold * correlation.amax(1, keepdim=True)
@@ -76,7 +78,9 @@ class StOMP(IterativeSolver):
                 basis.extend(indices[:, some], wanted[:, some])
             iterations += active
             exhausted = (basis.count == basis.capacity) | (correlation.amax(1) == 0)
-            active = active & (self._level(basis.residual) > self.tolerance) & ~exhausted
+            active = active & (self._level(basis.residual) > tolerance) & ~exhausted
+            if width == 0:  # nobody found an atom
+                break
         return basis.coefficients(), iterations, ~active
 
     def _level(self, residual: Tensor) -> Tensor:

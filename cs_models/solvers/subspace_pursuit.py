@@ -8,15 +8,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cs_models.numerics import all_settled
 from cs_models.operators.base import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import IterativeSolver
-from cs_models.solvers.sparse_problem import SparseProblem, energy, largest_mask, sparse_problem, sparsity_of
+from cs_models.solvers.sparse_problem import energy, largest_mask, sparse_problem, sparsity_of
+from cs_models.solvers.support import fit_on_support, within_noise
 
 
 @dataclass(kw_only=True)
 class SubspacePursuit(IterativeSolver):
     """Subspace pursuit (Dai and Milenkovic, 2009): K candidates per iteration, and a second fit after pruning.
+
+    With noise, fewer than K are kept in the end, see `within_noise`.
 
     Attributes:
         sparsity: K; None: a quarter of the measurements of a signal.
@@ -51,8 +55,8 @@ class SubspacePursuit(IterativeSolver):
         converged = ~active
         iterations = torch.zeros_like(active, dtype=torch.long)
         with self.run(self.iterations) as run:
-            for _ in range(self.iterations):
-                if not bool(active.any()) or not run.step():
+            for iteration in range(self.iterations):
+                if all_settled(active, iteration) or not run.step():
                     break
                 merged = largest_mask(problem.adjoint(residual), candidates) | (best != 0)
                 s = fit_on_support(problem, merged, best, self.fit_iterations)
@@ -64,6 +68,7 @@ class SubspacePursuit(IterativeSolver):
                 residual = torch.where(better[:, None], remainder, residual)
                 iterations += active
                 active = better & (energy(residual) > target)
+        best = within_noise(problem, best, self.fit_iterations)
         return problem.solution(best, iterations, converged | ~active)
 
 
@@ -77,37 +82,3 @@ class CoSaMP(SubspacePursuit):
     share: ClassVar[float] = 1 / 6
     candidates: ClassVar[int] = 2
     refit: ClassVar[bool] = False
-
-
-def fit_on_support(
-    problem: SparseProblem, support: Tensor, start: Tensor, iterations: int, tolerance: float = 1e-5
-) -> Tensor:
-    """Least squares ``min |A s - y|`` over s that vanish outside the support, by conjugate gradients (CGLS).
-
-    It needs no matrix, and dependent atoms do it no harm.
-
-    Args:
-        problem: y and A.
-        support: ``(P, n)``, boolean.
-        start: first estimate ``(P, n)``.
-        iterations: the most steps.
-        tolerance: stop where the gradient has fallen to this share of its first value.
-    """
-    s = start * support
-    residual = problem.y - problem.forward(s)
-    gradient = problem.adjoint(residual) * support
-    direction, size = gradient, energy(gradient)
-    target = energy(problem.adjoint(problem.y) * support) * tolerance**2
-    tiny = torch.finfo(s.dtype).tiny
-    for _ in range(iterations):
-        active = size > target
-        if not bool(active.any()):
-            break
-        measured = problem.forward(direction)
-        length = torch.where(active, size / energy(measured).clamp_min(tiny), 0)[:, None]
-        s = s + length * direction
-        residual = residual - length * measured
-        gradient = problem.adjoint(residual) * support
-        previous, size = size, torch.where(active, energy(gradient), size)
-        direction = gradient + (size / previous.clamp_min(tiny))[:, None] * direction
-    return s

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from cs_models.locks import holding
 from cs_models.training.agreement import Agreement
 from cs_models.training.lightning import LightningTraining, NonFiniteLossError
-from cs_models.training.loggers import ContinuedCSVLogger
+from cs_models.training.loggers import ContinuedCSVLogger, log_weights
 from cs_models.training.weights import whole_tensors, write_tensors
 from datamodules.patches import PatchBatches, ResumableLoader
 
@@ -49,6 +49,9 @@ class ExportCheckpoint(pl.Callback):
         path = self._export(trainer, pl_module)
         if path is not None:
             print(f"weights for eval.py: {path}")
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger) and isinstance(pl_module, LightningTraining):
+                    log_weights(logger, path, pl_module.method, trainer.global_step)
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Path | None:
         if not isinstance(pl_module, LightningTraining) or getattr(trainer, "fast_dev_run", False):

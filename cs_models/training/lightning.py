@@ -28,7 +28,7 @@ SMALLEST_LOSS = 1e-12  # whose logarithm is still taken; 120 dB for a squared er
 
 
 class NonFiniteLossError(UserError):
-    """The loss of a training step is not a finite number."""
+    """The loss of a training step is not a finite number, or too many steps in a row had to be skipped."""
 
 
 class LightningTraining(pl.LightningModule):
@@ -36,7 +36,7 @@ class LightningTraining(pl.LightningModule):
 
     Attributes:
         method: what is trained.
-        skipped_batches: how many batches gave no finite loss so far and were passed over.
+        skipped_steps: how many steps had no finite loss or no finite gradients so far and were passed over.
     """
 
     method: ReconstructionModule
@@ -53,13 +53,15 @@ class LightningTraining(pl.LightningModule):
 
             method.ema = ModelEmaV3(method.network, decay=options.ema_decay, use_warmup=True).requires_grad_(False)
         if options.compile:
-            method.compile_layers()
+            method.compile_layers(options.compile_mode)
         # Its parts are registered here, not itself: checkpoints name weights as `network...`, whoever trains them.
         self.__dict__["method"] = method
         for name, part in method.named_children():
             self.add_module(name, part)
-        self.skipped_batches = 0
+        self.skipped_steps = 0
+        self._skips_in_a_row = 0
         self._skip_step = False
+        self._stepped = False
         self._loss: HostCopy | None = None
         self._agreement: Agreement | None = None
         self._schedule_steps: int | None = None
@@ -100,6 +102,7 @@ class LightningTraining(pl.LightningModule):
         The operator and the schedule are the same in every process, as in one process with the whole batch. The noise
         differs: every process has other images.
         """
+        self.method.begin_step()
         x = batch.float() / 255
         operator = self.method.training_operator((x.shape[-2], x.shape[-1]), self.global_step, self.device)
         seed = self.options.sampling.seed
@@ -119,24 +122,26 @@ class LightningTraining(pl.LightningModule):
         Here the backward pass is queued, so that a GPU has something to do while the host waits for the forward pass.
 
         Raises:
-            NonFiniteLossError: in all processes, where the loss of any is not finite.
+            NonFiniteLossError: in all processes, where the loss of any is not finite and steps are not to be skipped.
         """
         assert self._loss is not None
         assert self._agreement is not None
         loss = self._loss.read()
         if self._agreement.all(bool(loss.isfinite())):
             self.log("train/loss", loss, prog_bar=True)  # that of the device would be read once more
-            return
-        if self.options.non_finite == "stop":
+        elif self.options.non_finite == "skip" or (self.options.non_finite == "auto" and self._scaled):
+            self._skip_step = True
+        else:
             raise NonFiniteLossError(f"the loss is not finite at step {self.global_step}: {float(loss)} here")
-        self.skipped_batches += 1
-        self._skip_step = True
-        self.log("train/skipped_batches", float(self.skipped_batches))
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether losses are scaled for float16, and steps skipped whose gradients overflow."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._skip_step:
             optimizer.zero_grad()  # weights without a gradient stay as they are
-            self._skip_step = False
 
     def configure_gradient_clipping(
         self,
@@ -146,20 +151,44 @@ class LightningTraining(pl.LightningModule):
     ) -> None:
         # Lightning refuses to clip for fused optimisers under any mixed precision. Only a gradient scaler (fp16),
         # with which the optimiser is not fused, would make that wrong.
-        plugin = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        if gradient_clip_val and mixed and not self._scaled:
             clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
             clip(self.method.network.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._stepped = False
         super().optimizer_step(*args, **kwargs)
+        if self._skip_step or not self._stepped:
+            self._count_skip()
+            return
+        self._skips_in_a_row = 0
         self.method.constrain()
         # Here, and not in a hook at the end of the batch, which runs after a checkpoint of this step is written.
         average: Any = self.method.ema
         if average is not None:
             average.update(self.method.network, step=self.global_step)
+
+    def _count_skip(self) -> None:
+        """Count a step that changed nothing, since the loss was not finite or the scaler found an overflow.
+
+        Raises:
+            NonFiniteLossError: if there were too many in a row.
+        """
+        self._skip_step = False
+        self.skipped_steps += 1
+        self._skips_in_a_row += 1
+        self.log("train/skipped_steps", float(self.skipped_steps))
+        if self._skips_in_a_row >= self.options.most_skips:
+            raise NonFiniteLossError(
+                f"the last {self._skips_in_a_row} steps, up to step {self.global_step}, had no finite loss or gradients"
+                "; go on from an earlier checkpoint with a lower learning rate, or in bf16-mixed or 32-true"
+            )
+
+    def _note_step(self, *_: Any) -> None:
+        self._stepped = True
 
     # Validation
 
@@ -213,8 +242,10 @@ class LightningTraining(pl.LightningModule):
             self.method.network.parameters(),
             options.learning_rate,
             weight_decay=options.weight_decay,
-            fused=getattr(self.trainer.precision_plugin, "scaler", None) is None,
+            fused=not self._scaled,
         )
+        # A scaler that finds an overflow does not call the optimiser, and tells nobody.
+        optimizer.register_step_post_hook(self._note_step)
         if options.schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -226,11 +257,11 @@ class LightningTraining(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["cs_models"] = self.method.header()
-        checkpoint["skipped_batches"] = self.skipped_batches
+        checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["schedule_steps"] = self._schedule_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.skipped_batches = checkpoint.get("skipped_batches", 0)
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
         self._resumed_schedule_steps = checkpoint.get("schedule_steps")
         theirs, ours = (json.loads(json.dumps(header)) for header in (checkpoint["cs_models"], self.method.header()))
         self._resumed_training = theirs["training"]

@@ -1,16 +1,19 @@
-"""Training curves in a file."""
+"""Training curves in a file, and trained weights at Weights & Biases."""
 
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from cs_models.training.module import ReconstructionModule
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -54,3 +57,23 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
     return [row for row in rows if row.get("step", "").isdigit()]
+
+
+def log_weights(logger: WandbLogger, path: Path, method: ReconstructionModule, step: int) -> None:
+    """Make trained weights an artifact of the run that trained them, under the network's and the run's name.
+
+    ``eval.py --methods wandb:ENTITY/PROJECT/NETWORK-RUN:TAG`` takes it; the tags are those that Weights & Biases gives,
+    such as `latest`, and the step.
+
+    Args:
+        logger: that of the training.
+        path: ``model.safetensors``.
+        method: what was trained; its configuration is told with the weights.
+        step: optimiser steps of the training.
+    """
+    import wandb
+
+    name = re.sub(r"[^\w.-]", "_", f"{method.name}-{logger.experiment.id}")
+    artifact = wandb.Artifact(name, type="model", metadata=method.header())
+    artifact.add_file(str(path), name="model.safetensors")
+    logger.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])

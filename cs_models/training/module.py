@@ -6,6 +6,7 @@ Nothing here needs Lightning, so a trained network is loaded and run without it;
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
@@ -23,7 +24,7 @@ from cs_models.operators.matrices import tensor_sha256
 from cs_models.operators.whitening import as_trained, with_orthonormal_rows
 from cs_models.precision import no_tf32
 from cs_models.reconstruction import Reconstructor, Solution
-from cs_models.training.options import Training
+from cs_models.training.options import CompileMode, Training
 from cs_models.training.weights import load_weights
 
 
@@ -38,6 +39,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
         config_class: type of `config`.
         training_class: type of `training_options`.
         learns_rows: whether ``sampling.matrices: learned`` is for this kind of network.
+        most_graphs: how many graphs torch.compile makes of parts of one class before it runs further ones uncompiled.
         network: maps (y, A) of one-channel images to images.
         config: architecture, a dataclass of plain values.
         without_effect: fields of `config` that change neither weights nor results, such as where weights came from.
@@ -45,6 +47,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
         carried: matrices that travel with the weights.
         provenance: where the weights come from, ready for JSON.
         ema: the moving average of the network's weights, while it is trained with one.
+        repeats_kernels: whether `compile_layers` was asked to record kernels and repeat them.
     """
 
     name: str
@@ -52,6 +55,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
     training_class: type[Training] = Training
     learns_rows: bool = False
     without_effect: frozenset[str] = frozenset()
+    most_graphs: int = 8
     network: nn.Module
 
     # The first argument is not called `network`, as the configuration of every subclass is: the command line would give
@@ -73,10 +77,29 @@ class ReconstructionModule(nn.Module, Reconstructor):
         if training.start_from is not None:
             self.provenance["start_from"] = load_weights(net, training.start_from)
         self.ema: nn.Module | None = None
+        self.repeats_kernels = False
 
-    def compile_layers(self) -> None:
-        """Run through torch.compile from now on."""
-        self.network.compile()
+    def compile_layers(self, mode: CompileMode = "default", **options: Any) -> None:
+        """Run what `compiled_parts` names through torch.compile from now on, each part as one graph.
+
+        Args:
+            mode: "default"; or "reduce-overhead", which on GPUs records the kernels of a part once and repeats them
+                together (CUDA graphs), for batches so small that starting kernels takes longer than running them.
+            options: others of torch.compile, such as its backend.
+        """
+        self.repeats_kernels = mode == "reduce-overhead"
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:  # not in older releases of torch
+            options.setdefault("recompile_limit", self.most_graphs)
+        for part in self.compiled_parts():
+            part.compile(mode=mode, **options)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What is compiled, each part by itself; by default the network.
+
+        A subclass names parts that read tensors alone: a graph of a part that reads an operator holds for one size of
+        images, and one of the whole network of an unfolding one for one schedule.
+        """
+        return [self.network]
 
     # Reconstruction
 
@@ -127,9 +150,17 @@ class ReconstructionModule(nn.Module, Reconstructor):
             return_all: whether to return the images after each iteration.
         """
         planes = rearrange(y, "n c ... -> (n c) 1 ...")
+        self.begin_step()
         with no_tf32():
             estimates = self.estimates(self.evaluated_network.eval(), planes, operator, return_all)
-        return [rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float() for x in estimates]
+        images = [rearrange(x, "(n c) 1 h w -> n c h w", c=y.shape[1]).float() for x in estimates]
+        # The next repetition of recorded kernels writes where this one has written.
+        return [image.clone() for image in images] if self.repeats_kernels else images
+
+    def begin_step(self) -> None:
+        """Tell torch.compile that a training step or a reconstruction begins, and all results of the last are used."""
+        if self.repeats_kernels:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def estimates(
         self, network: nn.Module, y: Tensor, operator: MeasurementOperator, keep_all: bool = False

@@ -10,6 +10,7 @@ from cs_models.operators import Sampling
 from cs_models.operators.matrices import check_ratio
 from cs_models.settings import check_distinct, check_range
 
+CompileMode = Literal["default", "reduce-overhead"]
 # What an optimiser and its schedule take from a checkpoint.
 OPTIMISER_SETTINGS = (
     "learning_rate", "schedule", "warmup_steps", "step_every", "milestones", "step_factor", "weight_decay",
@@ -36,8 +37,12 @@ class Training:
             relative change of the error then counts the same at high ratios, where all errors are small, as at low
             ones; the logarithm of a squared error is the PSNR but for its scale.
         compile: run the network's layers through torch.compile; the first steps take longer.
+        compile_mode: of torch.compile: "default", or "reduce-overhead", which on GPUs repeats recorded kernels (CUDA
+            graphs), for small batches.
         non_finite: what to do if the loss of any process is not a finite number: "stop" with an error, or "skip" the
-            optimiser's step in all processes and count it.
+            optimiser's step in all processes and count it. "auto" skips under a gradient scaler (16-mixed), which is
+            made for an overflow now and then, and stops in all other precisions.
+        most_skips: so many skipped steps in a row stop the training.
         panel_images: how many validation images are shown to the logger.
         validation_ratios: CS ratios to validate at; None for those of `sampling`.
         start_from: a checkpoint of the same architecture whose weights training starts from.
@@ -54,7 +59,9 @@ class Training:
     ema_decay: float | None = None
     log_loss: bool = False
     compile: bool = False
-    non_finite: Literal["stop", "skip"] = "stop"
+    compile_mode: CompileMode = "default"
+    non_finite: Literal["auto", "stop", "skip"] = "auto"
+    most_skips: int = 100
     panel_images: int = 2
     validation_ratios: tuple[float, ...] | None = None
     start_from: str | None = None
@@ -65,7 +72,10 @@ class Training:
         check_range("training.step_every", self.step_every, 1, 2**31)
         check_range("training.step_factor", self.step_factor, 0, 1)
         check_range("training.weight_decay", self.weight_decay, 0, 1e6)
+        check_range("training.most_skips", self.most_skips, 1, 2**31)
         check_range("training.panel_images", self.panel_images, 0, 1000)
+        if self.compile_mode != "default" and not self.compile:
+            raise UserError(f"training.compile_mode {self.compile_mode} changes nothing without training.compile true")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay must be in [0, 1), or null for none, got {self.ema_decay}")
         if any(step < 1 for step in self.milestones) or sorted(set(self.milestones)) != list(self.milestones):

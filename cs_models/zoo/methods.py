@@ -16,6 +16,7 @@ from cs_models.files import is_file, shipped
 from cs_models.signatures import parameters
 from cs_models.zoo.own_code import OwnCode
 from cs_models.zoo.settings import check_settings, typed_settings
+from cs_models.zoo.wandb_weights import WEIGHTS, download
 
 if TYPE_CHECKING:
     from cs_models.reconstruction import Reconstructor
@@ -60,7 +61,17 @@ METHODS: dict[str, Method] = {
         Method("cosamp", "cs_models.solvers.subspace_pursuit:CoSaMP", "compressive sampling matching pursuit"),
         Method("iht", "cs_models.solvers.iht:IHT", "iterative hard thresholding"),
         Method("niht", "cs_models.solvers.iht:NIHT", "normalised iterative hard thresholding"),
-        Method("clomp", "cs_models.solvers.clomp:CLOMP", "coefficients learning with TV and local variance priors"),
+        Method("irls", "cs_models.solvers.irls:IRLS", "iteratively reweighted least squares"),
+        Method(
+            "clomp",
+            "cs_models.solvers.clomp:CLOMP",
+            "coefficients learning with OMP's selection, TV and local variation, as its paper has it",
+        ),
+        Method(
+            "clomp_warm",
+            "cs_models.solvers.clomp:WarmCLOMP",
+            "coefficients learning from a smooth image with local variation alone",
+        ),
         Method("ista", "cs_models.solvers.ista:ISTA", "proximal gradient descent on the l1 problem in a 2-D DCT"),
         Method("fista", "cs_models.solvers.ista:FISTA", "ISTA with momentum and restarts"),
         Method("lasso", "cs_models.solvers.ista:LASSO", "the l1 problem on the scale 0..255 with weight 5, by FISTA"),
@@ -127,11 +138,15 @@ class MethodSpec:
 def parse_method(text: str) -> MethodSpec:
     """Read ``NAME``, ``NAME:key=value:key=value``, ``module:FILE.py:NAME:key=value`` or the path of a checkpoint.
 
+    Of ``wandb:ENTITY/PROJECT/NAME:TAG`` the checkpoint is fetched, unless it was before.
+
     Raises:
         UserError: for an unknown name, a missing file, an unknown setting, or settings that are not ``key=value``.
     """
     if text.startswith(OWN):
         return _parse_own(text)
+    if text.startswith(WEIGHTS):
+        return MethodSpec(text, str(download(text)))
     if text.endswith(CHECKPOINT_SUFFIXES):
         if not is_file(text):
             raise UserError(f"checkpoint not found: {text}")

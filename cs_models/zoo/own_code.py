@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from cs_models.errors import UserError, first_line, nearest
+from cs_models.errors import UserError, first_line, nearest, short_of_memory
 
 # What a user's file imports of this project is no code of theirs, wherever they put their file.
 PROJECT = ("cs_models", "datamodules")
@@ -116,7 +116,7 @@ class OwnCode:
         try:
             yield
         except (Exception, SystemExit) as error:
-            place = None if isinstance(error, UserError) or _is_out_of_memory(error) else self._place(error)
+            place = None if isinstance(error, UserError) or short_of_memory(error) else self._place(error)
             if place is None:
                 raise
             reason = "it ends the program" if isinstance(error, SystemExit) else _reason(error)
@@ -137,11 +137,6 @@ class OwnCode:
         if path.resolve() == self.path:
             return self.word if self.word.endswith(".py") else str(self.path)
         return str(Path(self.word).parent / path.name) if self.word.endswith(".py") else str(path)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's memory was too small, which is told with what to do about it elsewhere."""
-    return type(error).__name__ == "OutOfMemoryError"
 
 
 def _reason(error: BaseException) -> str:

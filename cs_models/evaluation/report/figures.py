@@ -12,7 +12,7 @@ import numpy as np
 
 from cs_models.arrays import read_npy
 from cs_models.errors import UserError, first_line
-from cs_models.evaluation.pictures import Pictures, slug
+from cs_models.evaluation.pictures import Pictures, distinct_slugs
 from cs_models.evaluation.report.summary import Summary, current_rows, label
 from cs_models.evaluation.results import Row
 from datamodules.images import open_image
@@ -50,10 +50,15 @@ def _draw_curves(summaries: Sequence[Summary], folder: Path) -> list[Path]:
     problems: dict[str, list[Summary]] = defaultdict(list)
     for summary in summaries:
         problems[problem_title(summary)].append(summary)
-    return [_draw_curve(group, title, folder) for title, group in problems.items() if len(group) > 1]
+    names = distinct_slugs(problems)
+    return [
+        _draw_curve(group, title, folder / f"psnr_{names[title]}.png")
+        for title, group in problems.items()
+        if len(group) > 1
+    ]
 
 
-def _draw_curve(summaries: Sequence[Summary], title: str, folder: Path) -> Path:
+def _draw_curve(summaries: Sequence[Summary], title: str, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
@@ -72,7 +77,6 @@ def _draw_curve(summaries: Sequence[Summary], title: str, folder: Path) -> Path:
     over_ratio.legend(fontsize="small")
     over_ratio.grid(alpha=0.3)
     over_time.grid(alpha=0.3)
-    path = folder / f"psnr_{slug(title)}.png"
     figure.savefig(path, dpi=120)
     return path
 
@@ -83,11 +87,11 @@ def _draw_strips(rows: Sequence[Row], out: Path, folder: Path) -> list[Path]:
     for row in rows:
         if Pictures.of_row(out, row).exist():
             problems[problem_title(row)].append(row)
-    files = []
+    files, names = [], distinct_slugs(problems)
     for title, candidates in problems.items():
         first = candidates[0]
         shown = [row for row in candidates if (row.image, row.seed) == (first.image, first.seed)]
-        files.append(folder / f"images_{slug(title)}.png")
+        files.append(folder / f"images_{names[title]}.png")
         _draw_strip(shown, title, out, files[-1])
     return files
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
 from cs_models.errors import CommandParser, UserError, report
-from cs_models.evaluation.pictures import Pictures
+from cs_models.evaluation.pictures import Pictures, copy_picture
 from cs_models.evaluation.report.tables import write_report
 from cs_models.evaluation.results import ResultsFile, Row, identity, only_writer
 
@@ -49,11 +48,7 @@ def _copy_pictures(row: Row, folder: Path, out: Path) -> None:
     sources, targets = astuple(Pictures.of_row(folder, row)), astuple(Pictures.of_row(out, row))
     for source, target in zip(sources, targets, strict=True):
         if source.exists() and not target.exists():
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-            except OSError as error:
-                raise UserError(f"cannot copy {source} to {target}: {error.strerror}") from error
+            copy_picture(source, target)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -86,8 +86,8 @@ def paired_differences(rows: Iterable[Row]) -> list[Difference]:
 
 
 def confidence_interval(values: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """Bootstrap interval (percentiles, fixed seed) of the mean; None, None for a single value."""
-    if len(values) < 2:
+    """Bootstrap interval (percentiles, fixed seed) of the mean; None, None for a single value, or infinite ones."""
+    if len(values) < 2 or not np.isfinite(values).all():
         return None, None
     from scipy.stats import bootstrap
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from cs_models.evaluation.pictures import PATH_SEPARATORS
 from cs_models.evaluation.results import Row, to_text, write_table
-from cs_models.zoo.methods import split_settings
+from cs_models.zoo.methods import CHECKPOINT_SUFFIXES, METHODS, split_settings
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 
@@ -93,6 +95,8 @@ class Summary:
         sparse_rate_dct: mean sparse rate of signals by the DCT.
         sparse_rate_fft: mean sparse rate of signals by the FFT.
         measured_ratio: mean of the measurements per pixel that were really taken.
+        provenance: where the method comes from, see `Row`.
+        device: everything that it ran on.
     """
 
     method: str
@@ -128,6 +132,8 @@ class Summary:
     sparse_rate_dct: float | None
     sparse_rate_fft: float | None
     measured_ratio: float | None
+    provenance: str
+    device: str
 
 
 def variant(item: Row | Summary) -> str:
@@ -145,6 +151,30 @@ def label(item: Row | Summary) -> str:
     return variant(item) if item.operator == "block:33" else f"{variant(item)} [{item.operator}]"
 
 
+def named(summaries: Mapping[Setting, Summary]) -> list[tuple[str, list[Setting]]]:
+    """The lines of one operator's table, each a method at several ratios: what it is called, and its settings.
+
+    Checkpoints for one ratio each, ``net_10.safetensors`` and ``net_30.safetensors``, are one line if they agree in
+    everything else; those that share a ratio are told apart by their paths.
+    """
+    alike: dict[tuple[str, ...], list[Setting]] = defaultdict(list)
+    for setting, summary in summaries.items():
+        alike[_short(setting.method), summary.provenance, setting.precision, setting.schedule].append(setting)
+    lines = []
+    for (name, *_), settings in alike.items():
+        if len({setting.ratio for setting in settings}) == len(settings):
+            lines.append((name, settings))
+            continue
+        methods = dict.fromkeys(setting.method for setting in settings)
+        lines += [(method, [setting for setting in settings if setting.method == method]) for method in methods]
+    return lines
+
+
+def _short(method: str) -> str:
+    """A checkpoint's file name without its ratio; any other method as it is."""
+    return re.sub(r"_\d+$", "", Path(method).stem) if method.endswith(CHECKPOINT_SUFFIXES) else method
+
+
 def setting_of(row: Row) -> Setting:
     """The setting of a row."""
     return Setting(*(getattr(row, name) for name in Setting._fields))
@@ -153,27 +183,55 @@ def setting_of(row: Row) -> Setting:
 def current_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows that count: after a change of a method, its set or its operator only the newest ones.
 
+    Sets of one name that are not the same get names of their own, by the paths that they came from.
+
     Args:
         rows: oldest first.
     """
     newest: dict[Setting, str] = {}
     latest: dict[tuple[Setting, str, int], Row] = {}
-    for row in rows:
+    for row in with_sets_told_apart(list(rows)):
         setting = setting_of(row)
         newest[setting] = row.settings_key
         latest[setting, row.image, row.seed] = row
     return [row for (setting, _, _), row in latest.items() if row.settings_key == newest[setting]]
 
 
+def with_sets_told_apart(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with as much of the origin added to a dataset's name as sets of that name differ in."""
+    origins: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        origins[row.dataset].add(row.origin)
+    names = {(name, origin): _set_name(name, origin, group) for name, group in origins.items() for origin in group}
+    return [replace(row, dataset=names[row.dataset, row.origin]) for row in rows]
+
+
+def _set_name(name: str, origin: str, origins: Collection[str]) -> str:
+    """A set's name, and in brackets the shortest ending of its path that no other has; a known set's name stays."""
+    if len(origins) == 1 or not origin:
+        return name
+    paths = [re.split(PATH_SEPARATORS, other) for other in origins]
+    own = re.split(PATH_SEPARATORS, origin)
+    endings = (own[-count:] for count in range(1, len(own) + 1))
+    telling = (ending for ending in endings if sum(path[-len(ending) :] == ending for path in paths) == 1)
+    return f"{name} ({'/'.join(next(telling, own))})"
+
+
 def summarise(rows: Iterable[Row]) -> list[Summary]:
     """A line for each setting, in the order in which settings first appear; see `current_rows`."""
+    return [summary_of(setting, group) for setting, group in by_setting(rows).items()]
+
+
+def by_setting(rows: Iterable[Row]) -> dict[Setting, list[Row]]:
+    """The rows that count, see `current_rows`, by setting, in the order in which settings first appear."""
     groups: dict[Setting, list[Row]] = defaultdict(list)
     for row in current_rows(rows):
         groups[setting_of(row)].append(row)
-    return [_summary(setting, group) for setting, group in groups.items()]
+    return dict(groups)
 
 
-def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
+def summary_of(setting: Setting, rows: Sequence[Row]) -> Summary:
+    """The line of one setting's rows."""
     counted = with_finite_psnr(rows)
     psnr_images, ssim_images = means_by(counted, "image", "psnr_db"), means_by(rows, "image", "ssim")
     psnr_seeds, ssim_seeds = means_by(counted, "seed", "psnr_db"), means_by(rows, "seed", "ssim")
@@ -208,6 +266,8 @@ def _summary(setting: Setting, rows: Sequence[Row]) -> Summary:
         sparse_rate_dct=_mean(row.sparse_rate_dct for row in rows),
         sparse_rate_fft=_mean(row.sparse_rate_fft for row in rows),
         measured_ratio=_mean(row.measured_ratio for row in rows),
+        provenance=rows[-1].provenance,
+        device=", ".join(sorted({row.device for row in rows})),
     )
 
 
@@ -229,20 +289,30 @@ def published_figures(setting: Setting) -> list[Published]:
     name = published_method(setting.method)
     if name is None or setting.noise > 0 or setting.bits is not None:
         return []
-    datasets = PUBLISHED_DATASETS.get(setting.dataset, (setting.dataset,))
     return [
         figure
-        for dataset in datasets
-        for method, ratio, channels, figure in _published_table().get(dataset, ())
-        if method == name and abs(ratio - setting.ratio) < 1e-6 and channels == setting.channels
+        for method, ratio, figure in printed_figures(setting.dataset, setting.channels)
+        if method == name and abs(ratio - setting.ratio) < 1e-6
     ]
 
 
 def published_method(method: str) -> str | None:
     """What papers call a method: by its name, or by the start of a checkpoint's file name."""
     stem = Path(split_settings(method)[0]).stem
+    if stem in METHODS:
+        return PUBLISHED_METHODS.get(stem)
     names = [name for name in PUBLISHED_METHODS if stem == name or stem.startswith((f"{name}_", f"{name}-"))]
     return PUBLISHED_METHODS[max(names, key=len)] if names else None
+
+
+def printed_figures(dataset: str, channels: str) -> list[tuple[str, float, Published]]:
+    """Everything that papers report on a set: their name of the method, the ratio and the figure."""
+    return [
+        (method, ratio, figure)
+        for name in PUBLISHED_DATASETS.get(dataset, (dataset,))
+        for method, ratio, kind, figure in _published_table().get(name, ())
+        if kind == channels
+    ]
 
 
 @cache

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
 from einops import rearrange
 from torch import Tensor, nn
 
 from cs_models.errors import UserError
 from cs_models.networks.diffusion.stable_diffusion import build_unet, initialise, load_unet, prune, widen
-from cs_models.networks.diffusion.unet import InvertibleUNet
+from cs_models.networks.diffusion.unet import Attention, InvertibleUNet
 from cs_models.networks.invertible import InvertibleSequence, Wired, stabilise
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.canvas import Canvas
@@ -215,6 +216,7 @@ class IDMModule(ReconstructionModule):
     name = "idm"
     config_class = IDMConfig
     without_effect = frozenset({"pretrained", "null_prompt", "invertible"})
+    most_graphs = 64  # blocks have other channels at every level, and run once without and once with gradients
     network: IDM
 
     def __init__(self, network: IDMConfig = IDMConfig(), training: Training = Training()) -> None:
@@ -225,6 +227,10 @@ class IDMModule(ReconstructionModule):
         """
         idm = IDM(network)
         super().__init__(idm, idm.config, training)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The residual blocks and transformers of the U-Net; the wiring around them runs no kernels to speak of."""
+        return [part for part in self.network.unet.modules() if isinstance(part, ResnetBlock2D | Attention)]
 
     def training_loss(
         self,
@@ -248,5 +254,7 @@ class IDMModule(ReconstructionModule):
         """As in the base class, but a network for colour takes the channels together."""
         if return_all or self.config.channels == 1:
             return super().images(y, operator, return_all)
+        self.begin_step()
         with no_tf32():
-            return [self.evaluated_network.eval()(y, operator).float()]
+            image = self.evaluated_network.eval()(y, operator).float()
+        return [image.clone() if self.repeats_kernels else image]

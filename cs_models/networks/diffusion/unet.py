@@ -60,7 +60,9 @@ class AttentionByHead:
         source = x if encoder_hidden_states is None else encoder_hidden_states
         features = attention.to_q(x), attention.to_k(source), attention.to_v(source)
         q, k, v = (rearrange(h, "b n (head c) -> b head n c", head=attention.heads) for h in features)
-        found = F.scaled_dot_product_attention(q, k.contiguous(), v.contiguous())
+        if x.device.type == "cpu":
+            k, v = k.contiguous(), v.contiguous()
+        found = F.scaled_dot_product_attention(q, k, v)
         linear, dropout = attention.to_out
         return dropout(linear(rearrange(found, "b head n c -> b n (head c)")))
 

@@ -63,6 +63,13 @@ class Trunk(nn.Module):
         self.wired = Wired(layers) if wired else None
         self.plain = None if wired else nn.ModuleList(layers)
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Blocks and injectors in their order."""
+        layers = self.plain if self.wired is None else self.wired.sequence.layers
+        assert layers is not None
+        return layers
+
     def forward(self, x: Tensor, sensing: Sensing, initial: Tensor) -> Tensor:
         """Refine features.
 
@@ -71,12 +78,12 @@ class Trunk(nn.Module):
             sensing: what injectors see images through.
             initial: ``A^+ y``.
         """
-        layers = self.plain if self.wired is None else self.wired.sequence.layers
-        assert layers is not None
-        contexts: list[Context] = [(0, sensing, initial) if isinstance(layer, Injector) else () for layer in layers]
+        contexts: list[Context] = [
+            (0, sensing, initial) if isinstance(layer, Injector) else () for layer in self.layers
+        ]
         if self.wired is not None:
             return self.wired(x, contexts)
-        for layer, context in zip(layers, contexts, strict=True):
+        for layer, context in zip(self.layers, contexts, strict=True):
             x = layer(x, *context)
         return x
 
@@ -85,6 +92,7 @@ class LearnedSamplingNetwork(nn.Module, ABC):
     """A network that reconstructs from its own sampling: an initial linear estimate and what refines it."""
 
     sensing: Sensing
+    trunk: Trunk
 
     @abstractmethod
     def refine(self, initial: Tensor) -> Tensor:
@@ -109,11 +117,19 @@ class LearnedSamplingNetwork(nn.Module, ABC):
 class LearnedSamplingModule(ReconstructionModule):
     """A network with learned sampling for training; it works with its own operator only, at one ratio."""
 
+    learns_rows = False  # its sampling is of its own kind
+
     def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
         super().__init__(network, config, training)
         self._equal: Remembered[bool] = Remembered()
         if training.sampling.noise_sigma:
             raise UserError(f"{self.name} learns its sampling without noise; leave sampling.noise_sigma at 0")
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The blocks of the trunk, where there is one: training asks for both estimates and never calls the network."""
+        if not isinstance(self.network, LearnedSamplingNetwork):
+            return super().compiled_parts()
+        return [layer for layer in self.network.trunk.layers if not isinstance(layer, Injector)]
 
     def training_operator(
         self, image_size: tuple[int, int], step: int = 0, device: torch.device | str = "cpu"

@@ -114,15 +114,16 @@ class Phase(nn.Module):
         """F~, trained towards the left inverse of F."""
         return self.backward2(F.relu(self.backward1(s), inplace=True))
 
-    def forward(self, r: Tensor, gains: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, r: Tensor, gains: Tensor | None, symmetric: bool = False) -> tuple[Tensor, Tensor | None]:
         """Refine the gradient step r ``(N, 1, H, W)``.
 
         Args:
             r: gradient step.
             gains: gains ``(2, C)`` of the features after D and before G, or None.
+            symmetric: whether the symmetry residual is wanted, which costs a third of the phase.
 
         Returns:
-            the estimate x, and d and ``F d`` for the symmetry residual ``F~ F d - d``.
+            the estimate x, and the mean square of the symmetry residual ``F~ F d - d``, or None.
         """
         d = r if self.extract is None else self.extract(r)
         if gains is not None:
@@ -132,7 +133,7 @@ class Phase(nn.Module):
         if gains is not None:
             restored = restored * channel_gains(gains[1]).to(restored.dtype)
         x = restored if self.gather is None else r + self.gather(restored)
-        return x, d, s
+        return x, (self.restore(s) - d).float().square().mean() if symmetric else None
 
 
 class ISTANet(UnfoldingNetwork):
@@ -179,10 +180,9 @@ class ISTANet(UnfoldingNetwork):
     def iteration(self, x: Tensor, layer: nn.Module, condition: Tensor, problem: Problem) -> Tensor:
         assert isinstance(layer, Phase)
         r = problem.gradient_step(x, layer.step_size)
-        x, d, s = layer(r, condition if self.modulation else None)
-        if self.training:
-            # The symmetry branch costs a third of a phase and has no part in the reconstruction.
-            problem.penalties.append((layer.restore(s) - d).float().square().mean())
+        # The residual has no part in the reconstruction.
+        x, residual = layer(r, condition if self.modulation else None, symmetric=self.training)
+        problem.penalties += [] if residual is None else [residual]
         return x
 
 

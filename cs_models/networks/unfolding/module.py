@@ -54,10 +54,9 @@ class UnfoldingModule(ReconstructionModule):
         super().__init__(network, config, training)
         self.iterations_per_layer: tuple[int, ...] | None = None
 
-    def compile_layers(self) -> None:
-        """Run through torch.compile from now on, layer by layer: all share one compilation."""
-        for layer in self.network.layers:
-            layer.compile()
+    def compiled_parts(self) -> list[nn.Module]:
+        """The layers, which are all of one kind and share their graph, whatever the schedule."""
+        return list(self.network.layers)
 
     def estimates(
         self, network: nn.Module, y: Tensor, operator: MeasurementOperator, keep_all: bool = False

@@ -65,7 +65,7 @@ class SODASNet(UnfoldingNetwork):
 
     def iteration(self, x: Tensor, layer: nn.Module, condition: Tensor, problem: Problem) -> Tensor:
         assert isinstance(layer, SODASStage)
-        features, _, _ = layer(problem.step_of_first_channel(x, layer.step_size), None)
+        features, _ = layer(problem.step_of_first_channel(x, layer.step_size), None)
         return features
 
     def estimate(self, state: Tensor, problem: Problem) -> Tensor:

@@ -49,7 +49,8 @@ WAITS: dict[str, tuple[int, str]] = {
     "solvers/sparse_problem.py:SparseProblem.squared_norm": (1, "the step length"),
     "solvers/stomp.py:StOMP._pursue": (6, "how many atoms a stage takes, and the stopping rule"),
     "solvers/subspace_pursuit.py:SubspacePursuit._solve": (1, "the stopping rule, every tenth time"),
-    "solvers/subspace_pursuit.py:fit_on_support": (18, "the stopping rule, every tenth time, in each of the fits"),
+    "solvers/support.py:within_noise": (1, "whether the operator's noise calls for it, once a call"),
+    "solvers/support.py:fit_on_support": (18, "the stopping rule, every tenth time, in each of the fits"),
     "solvers/tv.py:TotalVariation._sylvester_step": (1, "whether the eigenvalues were found"),
 }  # fmt: skip
 COPIES = {"training/agreement.py:HostCopy.read"}

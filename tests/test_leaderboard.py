@@ -211,7 +211,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     if browser is None:
         pytest.skip("needs Chromium or Chrome")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    options += ["--window-size=1800,1000", "--virtual-time-budget=5000", "--dump-dom"]
+    options += ["--window-size=1800,1000", "--virtual-time-budget=30000", "--dump-dom"]
     address = visited(tmp_path).as_uri()
     done = subprocess.run([browser, *options, address], capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r"<pre>(.+?)</pre>", done.stdout, re.DOTALL)

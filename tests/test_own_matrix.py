@@ -169,7 +169,8 @@ def blur_quality(name: str, factor: float) -> float:
 @pytest.mark.parametrize("factor", [0.001, 255.0])
 @pytest.mark.parametrize("name", [*sorted(set(SOLVERS) - {"omp", "pinv", "stomp"}), "coast"])
 def test_the_scale_of_an_operator_without_a_matrix_does_not_count(name: str, factor: float) -> None:
-    expected = pytest.approx(blur_quality(name, 1.0), abs=0.5 if name.startswith("clomp") else 0.2)
+    # Adam makes much of roundings; IRLS solves its equations to a tolerance.
+    expected = pytest.approx(blur_quality(name, 1.0), abs=0.5 if name.startswith(("clomp", "irls")) else 0.2)
     assert blur_quality(name, factor) == expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -13,7 +14,10 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from cs_models.errors import first_line
 from cs_models.training.module import ReconstructionModule
+
+log = logging.getLogger(__name__)
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -62,6 +66,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def log_weights(logger: WandbLogger, path: Path, method: ReconstructionModule, step: int) -> None:
     """Make trained weights an artifact of the run that trained them, under the network's and the run's name.
 
+    Where Weights & Biases cannot be reached any more, a warning says so: the weights are on disk.
+
     ``eval.py --methods wandb:ENTITY/PROJECT/NETWORK-RUN:TAG`` takes it; the tags are those that Weights & Biases gives,
     such as `latest`, and the step.
 
@@ -74,6 +80,9 @@ def log_weights(logger: WandbLogger, path: Path, method: ReconstructionModule, s
     import wandb
 
     name = re.sub(r"[^\w.-]", "_", f"{method.name}-{logger.experiment.id}")
-    artifact = wandb.Artifact(name, type="model", metadata=method.header())
-    artifact.add_file(str(path), name="model.safetensors")
-    logger.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+    try:
+        artifact = wandb.Artifact(name, type="model", metadata=method.header())
+        artifact.add_file(str(path), name="model.safetensors")
+        logger.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+    except wandb.Error as error:
+        log.warning("W&B: %s; %s is on disk and was not uploaded", first_line(error), path)

@@ -92,7 +92,7 @@ class Comparison:
     )
     limit: int | None = field(default=None, metadata=_help("only the first N images of each set, in name order", "N"))
     channels: Literal["luminance", "rgb"] | None = field(
-        default=None, metadata=_help("luminance, or rgb: each colour channel is measured by itself", "C")
+        default=None, metadata=_help("luminance, or rgb: each colour measured by itself", "C")
     )
     image: str | None = field(
         default=None,
@@ -121,9 +121,7 @@ class Measuring:
         metadata=_help("a new order of the pixels for every image"),
     )
     noise: float = field(default=0.0, metadata=_help("standard deviation of the noise, for pixels in 0..255", "SIGMA"))
-    bits: int | None = field(
-        default=None, metadata=_help("quantise the measurements of each image to this many bits", "B")
-    )
+    bits: int | None = field(default=None, metadata=_help("quantise each image's measurements to so many bits", "B"))
     measurements: str | None = field(
         default=None,
         metadata=_help(
@@ -154,7 +152,7 @@ class Execution:
             "auto|fp32|bf16",
         ),
     )
-    compile: bool = field(default=False, metadata=_help("run networks through torch.compile; worth it for many images"))
+    compile: bool = field(default=False, metadata=_help("run networks through torch.compile, for many images"))
     compile_mode: Literal["default", "reduce-overhead"] = field(
         default="default",
         metadata=_help("of --compile; reduce-overhead repeats recorded kernels of a GPU", "default|reduce-overhead"),
@@ -185,9 +183,7 @@ class Output:
         default=Path("results"),
         metadata=_help("folder for tables, report and figures; a rerun continues where it stopped (results)", "DIR"),
     )
-    save_images: bool = field(
-        default=False, metadata=_help("write every reconstruction, not only the first of each set")
-    )
+    save_images: bool = field(default=False, metadata=_help("write all reconstructions, not one of each set"))
     lpips: str | None = field(
         default=None, metadata=_help("score the pictures by LPIPS too, with AlexNet's weights from this file", "FILE")
     )

@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 # uv from the PATH, or from a small environment of its own.
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: quickstart test coverage lint format resolve clean
+.PHONY: quickstart test coverage docs lint format resolve clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) -m cs_models.cli.quickstart
@@ -21,6 +21,10 @@ test: $(VENV)/.installed
 # The same, with the share of the lines that the tests run; on Python 3.11 it takes about a quarter longer.
 coverage: $(VENV)/.installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest --numprocesses $(JOBS) --cov
+
+# The site in build/site, with the gallery run and the page that reconstructs in the browser (npm brings its runtime).
+docs: $(VENV)/.documented
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(RUN) docs/build_site.py
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
@@ -50,6 +54,10 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(UV)
 	test -x $(RUN) || $(UV) venv --python $(PYTHON) $(VENV)
 	$(UV) pip install --python $(RUN) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.documented: $(VENV)/.installed
+	$(UV) pip install --python $(RUN) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 .uv/bin/uv:

@@ -19,11 +19,13 @@ from torch.utils.data.distributed import DistributedSampler
 
 from cs_models.errors import UserError, nearest
 from cs_models.host_memory import check_memory
+from cs_models.operators import MeasurementOperator
 from cs_models.settings import check_range
 from datamodules.catalog import BenchmarkImages, find_images, load_set
 from datamodules.checks import check_scorable, most_workers
 from datamodules.crops import BATCH, STATISTICS, Augment, Crops, CropSampler
 from datamodules.images import Channels
+from datamodules.measurements import MeasurementBatches, MeasurementSet, read_measurements
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +157,9 @@ class PatchDataModule(pl.LightningDataModule):
     number alone: two processes with batches of 8 see what one process sees with batches of 16, any number of
     workers gives the same, and resuming from a checkpoint goes on with the next batch, in the middle of an epoch too.
 
+    With `measurements` a training batch is float ``(batch_size, 1, ...)``, measurements of that many images of the set,
+    which `operator` took; there are no images then. Its number determines it in the same way.
+
     A validation batch is a pair: one image, float32 ``(1, C, H, W)`` in [0, 1], and its name ``["set/image"]``. The
     images are shared among the processes without repeating any; where there are fewer images than processes, each
     process goes through all of them, so that means over processes stay right.
@@ -177,6 +182,8 @@ class PatchDataModule(pl.LightningDataModule):
         validation_limit: take the first images of each validation set, this many.
         validation_share: the largest share of a training's work that its validation may take; where whole images
             would take more, their middle is validated on, at least 64x64. `validate` takes whole images.
+        measurements: folder of a set of measurements, see `datamodules.measurements`, to train on instead of the
+            `train_sets`; `crop_size`, `augment` and `distinct_patches` are without effect then.
     """
 
     def __init__(
@@ -194,6 +201,7 @@ class PatchDataModule(pl.LightningDataModule):
         validation_sets: Sequence[str] = ("bundled",),
         validation_limit: int | None = None,
         validation_share: float = 0.1,
+        measurements: str | None = None,
     ) -> None:
         super().__init__()
         check_range("crop_size", crop_size, 1)
@@ -227,6 +235,8 @@ class PatchDataModule(pl.LightningDataModule):
         self.validation_sets = list(validation_sets)
         self.validation_limit = validation_limit
         self.validation_share = validation_share
+        self.measurements = measurements
+        self._measured: MeasurementSet | None = None
         self._crop_sampler: CropSampler | None = None
         self._validation: list[BenchmarkImages] = []
         self._numbers = EpochSampler(batches_per_epoch)
@@ -251,9 +261,17 @@ class PatchDataModule(pl.LightningDataModule):
         ]
         for images in self._validation:
             check_scorable(images.files)
+        if self.measurements is not None and self._measured is None:
+            self._measured = read_measurements(self.measurements)
         if stage in ("fit", None):
-            self._sampler()
+            if self._measured is None:
+                self._sampler()
             self._numbers = EpochSampler(self.batches_per_epoch)
+
+    @property
+    def operator(self) -> MeasurementOperator | None:
+        """What took the measurements of a set; None where images are trained on."""
+        return None if self._measured is None else self._measured.operator
 
     def _sampler(self) -> CropSampler:
         if self._crop_sampler is None:
@@ -272,8 +290,7 @@ class PatchDataModule(pl.LightningDataModule):
         return self._sampler().draw([STATISTICS, seed], 0, count)
 
     def train_dataloader(self) -> ResumableLoader:
-        rank, world_size = self._place()
-        batches = PatchBatches(self._sampler(), self.batch_size, self.batches_per_epoch, rank, world_size)
+        batches = self._batches(*self._place())
         return ResumableLoader(
             batches,
             batch_size=None,
@@ -285,6 +302,12 @@ class PatchDataModule(pl.LightningDataModule):
             worker_init_fn=_ignore_stop_signals,
             generator=torch.Generator(),  # so that starting an epoch takes nothing from the global random state
         )
+
+    def _batches(self, rank: int, world_size: int) -> PatchBatches | MeasurementBatches:
+        size, count = self.batch_size, self.batches_per_epoch
+        if self._measured is not None:
+            return MeasurementBatches(self._measured, size, count, self.seed, rank, world_size)
+        return PatchBatches(self._sampler(), size, count, rank, world_size)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, list[str]]] | list[Any]:
         if not self._validation:
@@ -311,7 +334,8 @@ class PatchDataModule(pl.LightningDataModule):
         if self.trainer.max_steps > 0:
             batches = min(batches, self.trainer.max_steps)
         # Forward and backward, a pixel of training takes three times the work of one of validation.
-        trained = 3 * batches * self.batch_size * self.crop_size**2 * self.trainer.world_size
+        pixels = self.crop_size**2 if self.operator is None else math.prod(self.operator.image_size)
+        trained = 3 * batches * self.batch_size * pixels * self.trainer.world_size
         images = sum(map(len, self._validation))
         return max(SMALLEST_VALIDATION, math.isqrt(int(self.validation_share * trained / (images * ratios))))
 

@@ -25,9 +25,11 @@ SMALL: dict[str, Any] = {
 
 
 def networks() -> Iterator[str]:
-    """Every network of the table, and again with each choice that its configuration offers."""
+    """Every network of the table, and again with each choice that its configuration offers, and with rows it learns."""
     for name in MODELS:
         yield name
+        if model_class(name).learns_rows:
+            yield f"{name} matrices=learned"
         config = model_class(name).config_class
         hints, defaults = get_type_hints(config), config()
         for field in fields(config):
@@ -50,13 +52,16 @@ def make_network(name: str) -> ReconstructionModule:
     cls = model_class(model)
     known = {field.name for field in fields(cls.config_class)}
     settings = {key: value for key, value in SMALL.items() if key in known}
-    if choice:
+    learned = choice == "matrices=learned"
+    if choice and not learned:
         settings |= {"steps": 1} if "steps" in known else {}
         field, _, text = choice.partition("=")
         values = _choices(get_type_hints(cls.config_class)[field])
         settings[field] = next(value for value in values if str(value) == text)
     for kind in KINDS:
-        sampling = Sampling(ratios=(0.25,), kind=kind, block_size=8, seed=1)
+        # Rows that are learned start from principal components, of which the package has some of this size.
+        size, matrices = (32, "learned") if learned else (8, "gaussian")
+        sampling = Sampling(ratios=(0.25,), kind=kind, block_size=size, matrices=matrices, seed=1)
         try:
             module = cls(cls.config_class(**settings), cls.training_class(sampling))  # type: ignore[call-arg]
             module.check_operator(module.default_operator(0.25, SIZE))

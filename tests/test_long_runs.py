@@ -353,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_all_processes(devices: int, tiny_images
     errors = [line for line in log.splitlines() if line.startswith("error: ")]
     assert len(errors) == devices
     assert "the loss is not finite at step 4: nan" in errors[-1]
-    assert "batch 4 has crops of" in log
+    assert "batch 4 comes from" in log
     assert any(str(tiny_images / f"{number}.png") in log for number in range(3))
     folder = tmp_path / "run/checkpoints"
     state = torch.load(folder / "non_finite_4.ckpt", weights_only=True)

@@ -101,6 +101,11 @@ def test_samplings_that_measure_nothing(change: dict[str, Any], expected: str) -
         ({"milestones": (20, 10)}, "milestones must be steps above 0 in rising order"),
         ({"milestones": (0,)}, "milestones must be steps above 0"),
         ({"validation_ratios": (0.1, 0.1)}, "names 0.1 twice"),
+        ({"cycle_weight": -1.0}, "cycle_weight must be at least 0"),
+        ({"equivariance_weight": math.nan}, "equivariance_weight must be a finite"),
+        ({"supervision": "sure", "log_loss": True}, "no logarithm"),
+        ({"supervision": "measurements", "sampling": Sampling(kind="fourier")}, "fourier has none"),
+        ({"supervision": "equivariant", "sampling": Sampling(matrices="learned")}, "no images to learn"),
     ],
 )
 def test_options_that_train_nothing(change: dict[str, Any], expected: str) -> None:
@@ -226,6 +231,7 @@ def test_a_users_own_network_may_take_colour() -> None:
 
     class Data:
         channels = "rgb"
+        measurements = None
 
     class Trainer:
         max_steps = max_epochs = -1

@@ -89,9 +89,11 @@ def check_together(method: ReconstructionModule, trainer: Trainer, data: PatchDa
     """Whether network, trainer and data go together, before any data is read.
 
     Raises:
-        UserError: for a schedule that needs an end and has none, and for images of other channels than the network's.
+        UserError: for a schedule that needs an end and has none, for images of other channels than the network's, and
+            for a loss that needs what the data does not have.
     """
-    schedule = method.training_options.schedule
+    options = method.training_options
+    schedule = options.schedule
     if schedule in WITH_AN_END and trainer.max_steps == -1 and trainer.max_epochs == -1:
         raise UserError(f"the schedule {schedule} needs an end: give --trainer.max_steps or max_epochs")
     ours = type(method).__module__.startswith("cs_models.")
@@ -99,3 +101,9 @@ def check_together(method: ReconstructionModule, trainer: Trainer, data: PatchDa
     if ours and takes != has:
         words = {1: "luminance", 3: "rgb"}
         raise UserError(f"{method.name} takes {words[takes]} here, and data.channels is {words[has]}; make them equal")
+    if data.measurements is not None and options.supervision == "ground_truth":
+        raise UserError(
+            "data.measurements has no images; set training.supervision to measurements, equivariant or sure"
+        )
+    if data.measurements is None and options.supervision == "sure" and not options.sampling.noise_sigma:
+        raise UserError("training.supervision sure is for noisy measurements; give training.sampling.noise_sigma")

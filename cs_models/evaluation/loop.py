@@ -256,12 +256,14 @@ class _Worker:
         Solvers on the CPU have nothing to warm up but what trying them out before the run has done, and what a network
         has is little beside the time of a large image.
         """
+        if candidate.adaptation is not None:  # whose first steps are little beside the rest, and all would be repeated
+            return True
         return self.plan.device.type == "cpu" and (not candidate.modules or images[0].numel() > LARGE_IMAGE)
 
     @contextmanager
     def _counting(self, key: SizeKey, images: int = 1) -> Iterator[None]:
-        """Count a network's multiply-adds for one image of a size, unless they are known."""
-        if not key[0].modules or key in self._macs:
+        """Count a network's multiply-adds for one image of a size, unless they are known or it is adapted to each."""
+        if not key[0].modules or key[0].adaptation is not None or key in self._macs:
             yield
             return
         with CountOperations() as counter:

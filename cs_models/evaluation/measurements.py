@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from cs_models.arrays import read_npy
 from cs_models.errors import UserError
 from cs_models.evaluation.options import Options
 from cs_models.evaluation.pictures import distinct_slugs, write_array, write_picture
@@ -19,11 +15,11 @@ from cs_models.evaluation.processes import choose_device
 from cs_models.evaluation.protocol import operator_label
 from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
-from cs_models.files import is_file
 from cs_models.numerics import relative
-from cs_models.operators import MeasurementOperator, make_operator, names_file, split_kind
+from cs_models.operators import make_operator, names_file, split_kind
 from cs_models.operators.matrices import load_matrix
 from cs_models.operators.own import is_mask, share
+from cs_models.operators.recorded import load_measurements
 from cs_models.reconstruction import check_finite
 from cs_models.zoo.methods import parse_methods
 
@@ -113,42 +109,6 @@ def range_line(ranges: Sequence[tuple[float, float]]) -> str:
     if all(_fits_pictures(*one) for one in ranges):
         return line
     return f"{line}, which span each image's own range; methods are made for images in [0, 1]"
-
-
-def load_measurements(path: str | Path, operator: MeasurementOperator) -> Tensor:
-    """Measurements ``(N, C, ...)`` from a `.npy` file.
-
-    Args:
-        path: the file: one image, ``(N, ...)`` or ``(N, C, ...)``, of images in [0, 1].
-        operator: what was measured with; its measurements of one image say what the last dimensions are.
-
-    Raises:
-        UserError: if the file is missing or unreadable, or its shape or kind of numbers does not fit the operator.
-    """
-    if not is_file(path):
-        raise UserError(f"measurements not found: {path}")
-    array = read_npy(Path(path))
-    if array.dtype.kind not in "fiuc" or not np.isfinite(array).all():
-        raise UserError(f"{path} holds no array of finite numbers")
-    buffer = next(operator.buffers())
-    example = operator(torch.zeros(1, 1, *operator.image_size, device=buffer.device))
-    expected = tuple(example.shape[2:])
-    leading = array.ndim - len(expected)
-    if array.shape[max(leading, 0) :] != expected or not 0 <= leading <= 2:
-        size = f"{operator.image_size[0]}x{operator.image_size[1]}"
-        shape = ", ".join(map(str, expected))
-        raise UserError(
-            f"{path} has the shape {array.shape}; an image of {size} at ratio {operator.ratio:.3g} gives ({shape}), "
-            f"several give (N, {shape}) or (N, channels, {shape})"
-        )
-    if array.dtype.kind == "c" and not example.is_complex():
-        raise UserError(f"{path} holds complex numbers; this operator measures real ones")
-    native = array.astype(array.dtype.newbyteorder("="))
-    y = torch.from_numpy(native).to(example.dtype)
-    y = y.reshape(*(y.shape[:2] if leading == 2 else (-1, 1)), *expected)
-    if y.shape[1] not in (1, 3):
-        raise UserError(f"{path} has {y.shape[1]} channels per image; a picture has 1 or 3")
-    return y
 
 
 def _ratio_of(words: str, image_size: tuple[int, int]) -> float:

@@ -12,6 +12,8 @@ from cs_models.errors import UserError
 
 # Of --noise, for pixels in 0..255; far beyond what leaves anything of an image.
 MOST_NOISE = 10_000
+# Of --adapt, beyond what anybody waits for.
+MOST_STEPS = 1_000_000
 # The longest path of Linux; other systems take shorter ones.
 LONGEST_NAME = 4096
 
@@ -173,6 +175,17 @@ class Execution:
         default=Integers(),
         metadata=_help("how often each layer of unfolding networks is applied, such as 4,4,4,4,4", "R1,R2"),
     )
+    adapt: int = field(
+        default=0,
+        metadata=_help(
+            "fine-tune a copy of each network on the measurements of each image for so many steps (0)", "STEPS"
+        ),
+    )
+    adapt_rate: float = field(default=1e-4, metadata=_help("learning rate of --adapt (0.0001)", "RATE"))
+    adapt_loss: Literal["measurements", "equivariant", "sure"] = field(
+        default="measurements",
+        metadata=_help("what --adapt minimises (measurements, split; docs/unsupervised.md has the others)", "LOSS"),
+    )
 
 
 @dataclass(frozen=True)
@@ -268,8 +281,22 @@ class Options:
                 raise UserError(f"--tile_memory {execution.tile_memory:g}: expected gigabytes above 0")
             if execution.tile is not None or execution.batch_size > 1:
                 raise UserError("--tile_memory chooses the tiles of one image: without --tile and --batch_size")
+        self._check_adaptation()
         self._check_wandb()
         self._check_measurements()
+
+    def _check_adaptation(self) -> None:
+        execution = self.execution
+        if not 0 <= execution.adapt <= MOST_STEPS:
+            raise UserError(f"--adapt {execution.adapt}: expected 0 to {MOST_STEPS:,} steps")
+        if not 0 < execution.adapt_rate <= 1:
+            raise UserError(f"--adapt_rate {execution.adapt_rate:g}: a learning rate lies above 0 and up to 1")
+        if not execution.adapt:
+            return
+        if execution.tile is not None or execution.tile_memory is not None:
+            raise UserError("--adapt takes whole images; leave out --tile and --tile_memory")
+        if execution.adapt_loss == "sure" and self.measuring.noise == 0:
+            raise UserError("--adapt_loss sure needs the level of the noise; give --noise")
 
     def _check_wandb(self) -> None:
         output = self.output

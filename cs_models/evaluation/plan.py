@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from cs_models.errors import UserError, memory_in_one_line
+from cs_models.evaluation.adapting import wanted_adaptation
 from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.processes import choose_device
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
-from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles
+from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles, wanted_tiling
 from cs_models.operators import (
     ColumnOperator,
     MeasurementOperator,
@@ -33,6 +34,7 @@ from cs_models.operators import (
 from cs_models.operators.bank import mix
 from cs_models.precision import EMULATED_BF16, computes_bf16, usual_precision
 from cs_models.reconstruction import Reconstructor, Solution
+from cs_models.training.adaptation import Adaptation
 from cs_models.training.module import ReconstructionModule
 from cs_models.zoo.methods import MethodSpec, build_method, parse_methods, usual_operator
 from cs_models.zoo.own_methods import OwnMethod
@@ -57,6 +59,7 @@ class Candidate:
         precision: "fp32" or "bf16"; solvers always work in "fp32", networks that are not ours unless asked otherwise.
         schedule: iterations of each layer where the user chose them.
         tiling: how large images are cut; None where they are not.
+        adaptation: how a network is fine-tuned on each image's measurements; None where it is not.
         _fitted: the tiles for each size of measurements and image so far.
     """
 
@@ -66,6 +69,7 @@ class Candidate:
     precision: str = "fp32"
     schedule: str = ""
     tiling: Tiling | TileMemory | None = None
+    adaptation: Adaptation | None = None
     _fitted: dict[tuple[torch.Size, tuple[int, int]], Tiling] = field(default_factory=dict)
 
     @property
@@ -111,7 +115,8 @@ class Candidate:
             # Not the path, which may be another on another machine.
             given = [self.spec.own_name, *(pair for pair in self.spec.settings if pair[0] != "checkpoint")]
             facts |= {"method": "own", "source": self.spec.code.sha256, "given": given}
-        return facts if self.tiling is None else facts | {"tiling": asdict(self.tiling)}
+        extras: dict[str, Any] = {"tiling": self.tiling, "adaptation": self.adaptation}
+        return facts | {name: asdict(extra) for name, extra in extras.items() if extra is not None}
 
     def prepare(self, y: Tensor, operator: MeasurementOperator) -> None:
         """Compute what is computed of an operator once and kept with it."""
@@ -126,6 +131,8 @@ class Candidate:
         size = f"{operator.image_size[0]}x{operator.image_size[1]}"
         autocast = torch.autocast(y.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with self.memory_in_one_line(f"{len(y)} images of {size}"), self.spec.errors_in_one_line(), autocast:
+            if self.adaptation is not None and self.network is not None:
+                return self.adaptation.solve(self.network, y, operator)
             if self.tiling is None:
                 return self.reconstructor.solve(y, operator)
             key = y.shape, operator.image_size
@@ -328,14 +335,11 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
     """Build a method; precision, compilation and schedule are for networks.
 
     Raises:
-        UserError: for an unknown setting, an unreadable checkpoint, or a schedule that does not fit.
+        UserError: for an unknown setting, an unreadable checkpoint, a schedule that does not fit, or a method that
+            cannot be adapted.
     """
     reconstructor = build_method(spec, ratio)
-    tiling: Tiling | TileMemory | None = None
-    if execution.tile is not None:
-        tiling = Tiling(execution.tile, execution.overlap)
-    elif execution.tile_memory is not None:
-        tiling = TileMemory(execution.tile_memory, execution.overlap)
+    tiling, adaptation = wanted_tiling(execution), wanted_adaptation(execution, reconstructor, spec.text)
     if not isinstance(reconstructor, ReconstructionModule):
         # What is not ours may compute where float32 is needed, so that bfloat16 is for the user to ask for.
         own = reconstructor.modules if isinstance(reconstructor, OwnMethod) else []
@@ -349,7 +353,7 @@ def make_candidate(spec: MethodSpec, ratio: float, execution: Execution, device:
     if execution.compile:
         reconstructor.compile_layers(execution.compile_mode)
     precision = usual_precision(device) if execution.precision == "auto" else execution.precision
-    return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)), tiling)
+    return Candidate(spec, ratio, reconstructor, precision, " ".join(map(str, schedule)), tiling, adaptation)
 
 
 def weights_origin(provenance: Mapping[str, Any]) -> str:

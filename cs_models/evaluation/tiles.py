@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.evaluation.memory import PeakMemory
+from cs_models.evaluation.options import Execution
 from cs_models.numerics import relative
 from cs_models.operators import BlockOperator, ColumnOperator, MeasurementOperator
 from cs_models.reconstruction import Reconstructor, Solution
@@ -133,6 +134,13 @@ class TileMemory:
                     f"{self.overlap}, takes {memory.peak / 1e9:.2g} GB; allow as much, or lower --overlap"
                 )
             trial = max(least, size)
+
+
+def wanted_tiling(execution: Execution) -> Tiling | TileMemory | None:
+    """How large images are cut; None where they are not."""
+    if execution.tile is not None:
+        return Tiling(execution.tile, execution.overlap)
+    return None if execution.tile_memory is None else TileMemory(execution.tile_memory, execution.overlap)
 
 
 def smallest_tile(operator: MeasurementOperator, overlap: int) -> int:

@@ -82,7 +82,7 @@ class IRLS(IterativeSolver):
             gram = (weights[:, None] * atoms) @ atoms.T
             diagonal = gram.diagonal(dim1=1, dim2=2)
             diagonal += self.damping * diagonal.mean(1, keepdim=True)
-            # Not its twin that looks for failure, for which a GPU's host would wait; the result is looked at last.
+            # Not `cholesky`, which looks for failure, and a GPU makes the host wait for that; results are looked at.
             dual = torch.cholesky_solve(y[..., None], torch.linalg.cholesky_ex(gram)[0])[..., 0]
             parts.append(weights * (dual @ atoms))
         return torch.cat(parts).to(q.dtype)

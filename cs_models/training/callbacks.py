@@ -188,7 +188,7 @@ class FaultReport(pl.Callback):
             exception.add_note("a process that prepares training batches died")
         else:
             return
-        exception.add_note(f"batch {number} has crops of {', '.join(loader.dataset.files(number))}")
+        exception.add_note(f"batch {number} comes from {', '.join(loader.dataset.files(number))}")
 
 
 def is_worker_death(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from cs_models.training.module import ReconstructionModule
 from cs_models.training.options import OPTIMISER_SETTINGS, Training
 from cs_models.training.panels import log_panel
 from cs_models.training.sharding import gather, release, shard
+from cs_models.training.supervision import unsupervised_loss
 
 SMALLEST_LOSS = 1e-12  # whose logarithm is still taken; 120 dB for a squared error
 
@@ -37,9 +38,11 @@ class LightningTraining(pl.LightningModule):
     Attributes:
         method: what is trained.
         skipped_steps: how many steps had no finite loss or no finite gradients so far and were passed over.
+        measured: what took the measurements, where a set of these is trained on and there are no images.
     """
 
     method: ReconstructionModule
+    measured: MeasurementOperator | None
 
     def __init__(self, method: ReconstructionModule) -> None:
         """
@@ -56,6 +59,7 @@ class LightningTraining(pl.LightningModule):
             method.compile_layers(options.compile_mode)
         # Its parts are registered here, not itself: checkpoints name weights as `network...`, whoever trains them.
         self.__dict__["method"] = method
+        self.__dict__["measured"] = None
         for name, part in method.named_children():
             self.add_module(name, part)
         self.skipped_steps = 0
@@ -87,6 +91,7 @@ class LightningTraining(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         forbid_tf32()
+        self.__dict__["measured"] = getattr(getattr(self.trainer, "datamodule", None), "operator", None)
 
     def on_fit_start(self) -> None:
         self._agreement = Agreement()
@@ -97,18 +102,24 @@ class LightningTraining(pl.LightningModule):
     # Steps
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Loss of a batch.
+        """Loss of a batch of images, or of measurements where a set of these is trained on.
 
         The operator and the schedule are the same in every process, as in one process with the whole batch. The noise
         differs: every process has other images.
         """
         self.method.begin_step()
-        x = batch.float() / 255
-        operator = self.method.training_operator((x.shape[-2], x.shape[-1]), self.global_step, self.device)
         seed = self.options.sampling.seed
         generator = torch.Generator().manual_seed(mix(seed, self.global_step, batch_idx, self.global_rank))
-        y = operator.measure(x, generator)
-        loss = self.method.training_loss(x, y, operator, self.global_step, generator)
+        if self.measured is not None:
+            y, operator = self.method.prepared(batch, self.measured.to(self.device))
+        else:
+            x = batch.float() / 255
+            operator = self.method.training_operator((x.shape[-2], x.shape[-1]), self.global_step, self.device)
+            y = operator.measure(x, generator)
+        if self.options.supervision == "ground_truth":
+            loss = self.method.training_loss(x, y, operator, self.global_step, generator)
+        else:
+            loss = unsupervised_loss(self.method, y, operator, self.global_step, generator)
         # Here and not before: under FSDP each process holds whole weights from the forward pass on.
         self.log_dict({f"train/{name}": value for name, value in self.method.monitored().items()})
         if self.options.log_loss:
@@ -200,7 +211,8 @@ class LightningTraining(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Sequence[str]], batch_idx: int) -> None:
         x, names = batch
         panels = [x] if batch_idx < self.options.panel_images else []
-        for ratio in self.options.validation_ratios or self.options.sampling.ratios:
+        ratios = self.options.validation_ratios or self.options.sampling.ratios
+        for ratio in ratios if self.measured is None else (self.measured.ratio,):
             operator = self._operator(ratio, (x.shape[-2], x.shape[-1]))
             estimate = self.method.reconstruct(operator(x), operator).clamp(0, 1)
             self._validation.setdefault(f"val/psnr_{100 * ratio:g}", []).append(psnr(estimate, x))
@@ -214,7 +226,8 @@ class LightningTraining(pl.LightningModule):
         """What validation measures with; images of one size share it, since its matrix takes long to draw."""
         key = ratio, image_size
         if key not in self._operators:
-            self._operators[key] = self.method.default_operator(ratio, image_size).to(self.device)
+            measured = None if self.measured is None else self.measured.resized(*image_size)
+            self._operators[key] = (measured or self.method.default_operator(ratio, image_size)).to(self.device)
         return self._operators[key]
 
     def on_validation_epoch_end(self) -> None:

@@ -38,6 +38,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
         name: of the model, as checkpoints remember it.
         config_class: type of `config`.
         training_class: type of `training_options`.
+        any_operator: whether it takes every operator, as training without ground truth and adaptation need it.
         learns_rows: whether ``sampling.matrices: learned`` is for this kind of network.
         most_graphs: how many graphs torch.compile makes of parts of one class before it runs further ones uncompiled.
         network: maps (y, A) of one-channel images to images.
@@ -53,6 +54,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
     name: str
     config_class: type
     training_class: type[Training] = Training
+    any_operator: bool = False
     learns_rows: bool = False
     without_effect: frozenset[str] = frozenset()
     most_graphs: int = 8
@@ -67,6 +69,11 @@ class ReconstructionModule(nn.Module, Reconstructor):
             raise UserError(
                 f"{self.name} cannot train sampling rows along; sampling.matrices 'learned' is for unfolding networks "
                 "that take any matrix"
+            )
+        if training.supervision != "ground_truth" and not self.any_operator:
+            raise UserError(
+                f"{self.name} cannot be trained by training.supervision {training.supervision}, which is for networks "
+                "that take any operator: SCNet, COAST, R-COAST and ISTA-Net++"
             )
         self.network = net.to(memory_format=torch.channels_last)
         self.config = config
@@ -225,6 +232,11 @@ class ReconstructionModule(nn.Module, Reconstructor):
     ) -> MeasurementOperator:
         """What a training step measures with; drawn from the bank unless a subclass learns its sampling."""
         return self.bank.draw(step, image_size, device)
+
+    def training_estimate(self, y: Tensor, operator: MeasurementOperator, step: int = 0) -> Tensor:
+        """Images ``(N, 1, H, W)`` as a training step estimates them, for losses that see no ground truth."""
+        estimate: Tensor = self.network(y, operator)
+        return estimate
 
     def training_loss(
         self,

@@ -33,6 +33,11 @@ class Training:
         weight_decay: decoupled (AdamW).
         ema_decay: decay of the exponential moving average of the weights, which validation and export then use;
             None for none.
+        supervision: what the loss sees. "ground_truth": the images. Without them, for networks that take any operator:
+            "measurements", splitting and cycle consistency; "equivariant", equivariant imaging; "sure", Stein's
+            estimate for noise of known level; see `cs_models.training.supervision`.
+        cycle_weight: of cycle consistency beside splitting; 0 for splitting alone.
+        equivariance_weight: of the turned and shifted images of "equivariant" and "sure"; 0 for the first term alone.
         log_loss: minimise the logarithm of each process's batch loss, which is also what is logged. A
             relative change of the error then counts the same at high ratios, where all errors are small, as at low
             ones; the logarithm of a squared error is the PSNR but for its scale.
@@ -57,6 +62,9 @@ class Training:
     step_factor: float = 0.5
     weight_decay: float = 0.0
     ema_decay: float | None = None
+    supervision: Literal["ground_truth", "measurements", "equivariant", "sure"] = "ground_truth"
+    cycle_weight: float = 0.1
+    equivariance_weight: float = 1.0
     log_loss: bool = False
     compile: bool = False
     compile_mode: CompileMode = "default"
@@ -76,6 +84,10 @@ class Training:
         check_range("training.panel_images", self.panel_images, 0, 1000)
         if self.compile_mode != "default" and not self.compile:
             raise UserError(f"training.compile_mode {self.compile_mode} changes nothing without training.compile true")
+        check_range("training.cycle_weight", self.cycle_weight, 0, 1e6)
+        check_range("training.equivariance_weight", self.equivariance_weight, 0, 1e6)
+        if self.supervision != "ground_truth":
+            self._check_without_images()
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay must be in [0, 1), or null for none, got {self.ema_decay}")
         if any(step < 1 for step in self.milestones) or sorted(set(self.milestones)) != list(self.milestones):
@@ -83,3 +95,12 @@ class Training:
         for ratio in self.validation_ratios or ():
             check_ratio(ratio)
         check_distinct("training.validation_ratios", self.validation_ratios or ())
+
+    def _check_without_images(self) -> None:
+        mode = f"training.supervision {self.supervision}"
+        if self.sampling.matrices == "learned":
+            raise UserError(f"{mode} has no images to learn sampling.matrices from; take gaussian or pca")
+        if self.supervision == "measurements" and self.sampling.kind == "fourier":
+            raise UserError(f"{mode} splits the rows of a matrix, and sampling.kind fourier has none; take equivariant")
+        if self.supervision == "sure" and self.log_loss:
+            raise UserError(f"{mode} may be negative, which has no logarithm; set training.log_loss false")

@@ -16,8 +16,9 @@ from cs_models.evaluation.results import Row
 PROTOCOL = """\
 Luminance is the BT.601 full-range Y of OpenCV as 8-bit values; pixels / 255; reconstructions are clipped to [0, 1].
 PSNR is on the unrounded 0-255 scale from a float64 MSE; SSIM is scikit-image's default (7x7 uniform window, data range
-255). Values are means over images of the values of single images. Seconds are those of the reconstruction alone, with
-the device synchronised; networks, and everything on a GPU, run once untimed before the first image of each size."""
+255). Values are means over images of the values of single images. Seconds are those of the reconstruction alone, on a
+device that does nothing else; networks, and everything on a GPU, run once untimed before the first image of each size.
+Methods marked bf16 convolve in bfloat16; all else is float32 with all of its bits, without TF32."""
 
 
 SIGNALS = """\

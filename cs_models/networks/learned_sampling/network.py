@@ -117,6 +117,9 @@ class LearnedSamplingNetwork(nn.Module, ABC):
 class LearnedSamplingModule(ReconstructionModule):
     """A network with learned sampling for training; it works with its own operator only, at one ratio."""
 
+    learns_rows = False  # its sampling is of its own kind
+    any_operator = False
+
     def __init__(self, network: nn.Module, config: Any, training: Training) -> None:
         super().__init__(network, config, training)
         self._equal: Remembered[bool] = Remembered()

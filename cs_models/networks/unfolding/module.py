@@ -32,6 +32,11 @@ class UnfoldingTraining(Training):
     random_iterations: bool = False
     loss_on: Literal["final", "all"] = "final"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_on == "all" and self.supervision != "ground_truth":
+            raise UserError(f"training.supervision {self.supervision} looks at the last iteration; set loss_on final")
+
 
 class UnfoldingModule(ReconstructionModule):
     """An unfolding network for training: mean squared error of the last iteration, or of all.
@@ -43,6 +48,7 @@ class UnfoldingModule(ReconstructionModule):
     """
 
     training_class = UnfoldingTraining
+    any_operator = True
     learns_rows = True
     network: UnfoldingNetwork
     training_options: UnfoldingTraining
@@ -102,6 +108,9 @@ class UnfoldingModule(ReconstructionModule):
         if not self.training_options.random_iterations:
             return None
         return draw_schedule(self.network.iterations_per_layer, self.training_options.sampling.seed, step)
+
+    def training_estimate(self, y: Tensor, operator: MeasurementOperator, step: int = 0) -> Tensor:
+        return self.network.unfold(y, operator, self.training_schedule(step)).iterates[-1]
 
     def training_loss(
         self,

@@ -20,6 +20,7 @@ class OneMatrixModule(UnfoldingModule):
         imported_with: options of the importer that bring the matrix.
     """
 
+    any_operator = False
     learns_rows = False
     title: str
     imported_with = "--phi"

@@ -1,0 +1,240 @@
+"""Training without ground truth: losses of a network f that see measurements y and their operator A, and no image.
+
+Every loss is a function of the same arguments, an entry of `LOSSES`. What a step chooses for all images at once (rows,
+turns) comes from a generator that is the same in all processes; noise and probes come from one of the process's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cs_models.errors import UserError
+from cs_models.operators.bank import mix
+from cs_models.operators.base import MatrixOperator, MeasurementOperator
+from cs_models.training.module import ReconstructionModule
+from cs_models.training.options import Training
+
+Estimator = Callable[[Tensor, MeasurementOperator], Tensor]
+"""Maps measurements ``(N, 1, ...)`` and their operator to images ``(N, 1, H, W)`` in float32."""
+
+# Of (seed, step, stream); the bank draws operators without one, networks draw schedules from 1.
+_STREAM = 2
+# Standard deviation of the probe of a divergence, for images in [0, 1]: bfloat16 still sees it, curvature does not.
+PROBE = 0.01
+
+
+def unsupervised_loss(
+    method: ReconstructionModule,
+    y: Tensor,
+    operator: MeasurementOperator,
+    step: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The loss that `training.supervision` names, of a batch of measurements ``(N, 1, ...)``.
+
+    Args:
+        method: what is trained.
+        y: measurements.
+        operator: what measured them, with rows of the form that the method is made for.
+        step: number of the training step.
+        generator: random state of this batch in this process, on the CPU; torch's own where it is not given.
+    """
+
+    def estimate(y: Tensor, operator: MeasurementOperator) -> Tensor:
+        return method.training_estimate(y, operator, step).float()
+
+    options = method.training_options
+    return loss_without_truth(options.supervision, options, estimate, y, operator, step, generator)
+
+
+def loss_without_truth(
+    kind: str,
+    options: Training,
+    estimate: Estimator,
+    y: Tensor,
+    operator: MeasurementOperator,
+    step: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A loss of `LOSSES` by its name, with the weight and the seed of a training's options."""
+    loss, weight = LOSSES[kind]
+    shared = torch.Generator().manual_seed(mix(options.sampling.seed, step, _STREAM))
+    return loss(estimate, y, operator, getattr(options, weight), shared, generator)
+
+
+def splitting_loss(
+    estimate: Estimator,
+    y: Tensor,
+    operator: MeasurementOperator,
+    cycle_weight: float,
+    shared: torch.Generator,
+    own: torch.Generator | None = None,
+) -> Tensor:
+    """Measurement splitting and cycle consistency.
+
+    The M rows of A fall at random into two parts, the first of q rows with q uniform in 1..M-1. With ``x_i = f(y_i,
+    A_i)`` the loss is ``(|A_2 x_1 - y_2|_1 + |A_1 x_2 - y_1|_1) / M + w (C(x_1) + C(x_2))``: what one part of the
+    measurements says is predicted from the other. C is `cycle_loss`; with w = 0 there is splitting alone.
+
+    Chen, Zhang, Liu, Zhang, Zhang, "Self-Supervised Scalable Deep Compressed Sensing" (SCNet), IJCV 2024. There, every
+    image of a batch has its own rows; here all images of a step share them, as they share A.
+
+    Raises:
+        UserError: if A has no rows that could be split.
+    """
+    matrix = _splittable(operator)
+    order = torch.randperm(len(matrix.matrix), generator=shared)
+    first = int(torch.randint(1, len(order), (), generator=shared))
+    parts = [(y[..., rows.to(y.device)], _rows(matrix, rows)) for rows in (order[:first], order[first:])]
+    images = [estimate(*part) for part in parts]
+    errors = [(other(x) - other_y).abs().sum() for x, (other_y, other) in zip(images, reversed(parts), strict=True)]
+    loss = torch.stack(errors).sum() / y.numel()
+    if cycle_weight:
+        loss = loss + cycle_weight * sum(cycle_loss(estimate, x, matrix, shared) for x in images)
+    return loss
+
+
+def cycle_loss(estimate: Estimator, x: Tensor, operator: MatrixOperator, shared: torch.Generator) -> Tensor:
+    """SCNet's cycle consistency: ``mean |f(B t, B) - t|`` for t = T x, an estimate turned by one of 8 isometries.
+
+    B consists of random rows of A, their number uniform in 1..M. SCNet takes them from a whole square matrix, of which
+    a device has the first M rows only.
+
+    Args:
+        estimate: f.
+        x: estimates ``(N, 1, H, W)``.
+        operator: A.
+        shared: random state of the turn and the rows.
+    """
+    turned = _turned(x, shared)
+    rows = len(operator.matrix)
+    count = int(torch.randint(1, rows + 1, (), generator=shared))
+    part = _rows(operator, torch.randperm(rows, generator=shared)[:count])
+    return (estimate(part(turned), part) - turned).abs().mean()
+
+
+def equivariant_loss(
+    estimate: Estimator,
+    y: Tensor,
+    operator: MeasurementOperator,
+    weight: float,
+    shared: torch.Generator,
+    own: torch.Generator | None = None,
+) -> Tensor:
+    """Equivariant imaging: ``mean (A x_1 - y)^2 + w E(x_1)`` with ``x_1 = f(y, A)`` and E as in `equivariance`.
+
+    Chen, Tachella, Davies, "Equivariant Imaging: Learning Beyond the Range Space", ICCV 2021.
+    """
+    x = estimate(y, operator)
+    consistency = (operator(x) - y).abs().square().mean()
+    return consistency + weight * equivariance(estimate, x, operator, shared, own) if weight else consistency
+
+
+def equivariance(
+    estimate: Estimator,
+    x: Tensor,
+    operator: MeasurementOperator,
+    shared: torch.Generator,
+    own: torch.Generator | None = None,
+) -> Tensor:
+    """``E(x) = mean (f(A T x + n, A) - T x)^2``: photographs remain photographs when they are turned and shifted.
+
+    T is one of 8 flips and rotations, then a cyclic shift by any number of rows and columns; n is new noise of the
+    level of A. One A seen from all places and turns is as good as many operators, which is what lets f learn what A
+    alone does not see.
+
+    Args:
+        estimate: f.
+        x: estimates ``(N, 1, H, W)``.
+        operator: A.
+        shared: random state of T.
+        own: random state of n.
+    """
+    shift = [int(torch.randint(side, (), generator=shared)) for side in x.shape[-2:]]
+    moved = _turned(x, shared).roll(shift, (-2, -1))
+    return (estimate(operator.measure(moved, own), operator) - moved).square().mean()
+
+
+def sure_loss(
+    estimate: Estimator,
+    y: Tensor,
+    operator: MeasurementOperator,
+    weight: float,
+    shared: torch.Generator,
+    own: torch.Generator | None = None,
+) -> Tensor:
+    """Stein's unbiased risk estimate of `sure`, plus w times `equivariance` for what A does not see.
+
+    With w > 0 it is robust equivariant imaging: Chen, Tachella, Davies, CVPR 2022.
+
+    Raises:
+        UserError: if the noise is unknown or there is none.
+    """
+    if not operator.noise_sigma > 0:
+        raise UserError(
+            "supervision sure needs noise of a known standard deviation: give sampling.noise_sigma, 'noise' of the set "
+            "of measurements, or --noise; without noise, take measurements or equivariant"
+        )
+    x = estimate(y, operator)
+    risk = sure(estimate, x, y, operator, own)
+    return risk + weight * equivariance(estimate, x, operator, shared, own) if weight else risk
+
+
+def sure(
+    estimate: Estimator, x: Tensor, y: Tensor, operator: MeasurementOperator, own: torch.Generator | None = None
+) -> Tensor:
+    """An unbiased estimate of ``mean (A f(y) - A x_true)^2`` for ``y = A x_true + n``, n white and Gaussian of sigma.
+
+    ``mean |A f(y) - y|^2 - sigma^2 + 2 sigma^2 / m div_y A f(y)``, m being the number of measurements (Stein, Annals of
+    Statistics 1981), with the divergence ``b^T (A f(y + tau b) - A f(y)) / tau`` for one white Gaussian b (Ramani, Blu,
+    Unser, IEEE TIP 2008). It can be negative. The error in the null space of A is not part of it.
+
+    Args:
+        estimate: f.
+        x: ``f(y)``.
+        y: measurements; of complex ones sigma is that of real and imaginary part together.
+        operator: A; its `noise_sigma` is sigma.
+        own: random state of b.
+    """
+    measured = operator(x)
+    probe = torch.randn(y.shape, generator=own, dtype=y.dtype).to(y.device, non_blocking=True)
+    moved = operator(estimate(y + PROBE * probe, operator)) - measured
+    divergence = (probe.conj() * moved).real.mean() / PROBE
+    variance = operator.noise_sigma**2
+    return (measured - y).abs().square().mean() - variance + 2 * variance * divergence
+
+
+def _splittable(operator: MeasurementOperator) -> MatrixOperator:
+    if not isinstance(operator, MatrixOperator):
+        raise UserError(
+            f"supervision measurements splits the rows of a matrix, and {operator.spec['kind']} has none; "
+            "take equivariant or sure"
+        )
+    if len(operator.matrix) < 2:
+        raise UserError("supervision measurements splits the rows of a matrix in two parts; this one has 1 row")
+    return operator
+
+
+def _rows(operator: MatrixOperator, rows: Tensor) -> MatrixOperator:
+    """The operator of some of the measurements of each signal."""
+    matrix = operator.matrix[rows.to(operator.matrix.device)]
+    return operator.with_matrix(matrix, len(rows) / matrix.shape[1], operator.noise_sigma)
+
+
+def _turned(x: Tensor, shared: torch.Generator) -> Tensor:
+    """Images under one of the 8 flips and rotations, which are equally likely; of the 4 that keep their size."""
+    upside_down, mirrored, transposed = torch.randint(2, (3,), generator=shared).tolist()
+    x = x.flip(-2) if upside_down else x
+    x = x.flip(-1) if mirrored else x
+    return x.transpose(-2, -1) if transposed and x.shape[-2] == x.shape[-1] else x
+
+
+LOSSES: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "measurements": (splitting_loss, "cycle_weight"),
+    "equivariant": (equivariant_loss, "equivariance_weight"),
+    "sure": (sure_loss, "equivariance_weight"),
+}
+"""Of each kind of supervision its loss, and the option that weighs the loss's last term."""

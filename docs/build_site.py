@@ -1,0 +1,148 @@
+"""The documentation as a site that opens from disk or from a server: ``make docs``.
+
+Sphinx, and not MkDocs: the docstrings are in its language, sphinx-gallery runs the scripts and makes notebooks of them,
+and all of its parts are well kept, while Material for MkDocs ends in 2027. Nothing is fetched while the site is built
+but ONNX Runtime Web, once, for the page that reconstructs in the browser. Warnings, such as a link that leads nowhere,
+are errors. Scripts of the gallery run again only when they have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cs_models.operator_names import list_operators
+from cs_models.zoo.methods import METHODS, list_methods
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
+# Pages that lie outside docs/, by their place on the site.
+OUTSIDE = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "checkpoints/README.md": "zoo.md",
+}
+PICTURES = {"checkpoints/training.png": "training.png"}
+# Of the packages that others use; each module is a page.
+DOCUMENTED = ("reconstruction.py", "metrics.py", "operators", "solvers", "networks", "training", "transforms", "zoo")
+GUIDE = ("measurements", "own_networks", "export", "cluster", "gpu", "performance", "idm", "architecture")
+
+
+def assemble(target: Path) -> None:
+    """Write the pages as the site has them, beside the gallery that an earlier call may have left there."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in target.iterdir():
+        if path.name != "gallery":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    pages = {f"docs/{page.name}": page.name for page in sorted((REPOSITORY / "docs").glob("*.md"))} | OUTSIDE
+    pictures = {f"docs/{path.name}": path.name for path in (REPOSITORY / "docs").glob("*.png")} | PICTURES
+    places = pages | pictures
+    for source, place in pages.items():
+        path = REPOSITORY / source
+        (target / place).write_text(moved(path.read_text(encoding="utf-8"), path.parent, places), encoding="utf-8")
+    for source, place in pictures.items():
+        shutil.copy(REPOSITORY / source, target / place)
+    (target / "methods.md").write_text(tables(), encoding="utf-8")
+    for module in modules():
+        path = target / "reference" / f"{module}.rst"
+        path.parent.mkdir(exist_ok=True)
+        title = f"{module}\n{'=' * len(module)}"
+        path.write_text(f"{title}\n\n.. automodule:: {module}\n", encoding="utf-8")
+
+
+def moved(text: str, folder: Path, places: dict[str, str]) -> str:
+    """A page with its links to other pages and pictures of the repository as they are on the site."""
+
+    def link(found: re.Match[str]) -> str:
+        address, _, anchor = found[1].partition("#")
+        if "://" in address or not address:
+            return found[0]
+        inside = (folder / address).resolve().relative_to(REPOSITORY).as_posix()
+        return f"]({places.get(inside, address)}{'#' + anchor if anchor else ''})"
+
+    return re.sub(r"\]\(([^)\s]+)\)", link, text)
+
+
+def tables() -> str:
+    """The page of methods and operators, from the tables that the program itself goes by."""
+    networks = [(name, summary) for name, summary in list_methods() if name not in METHODS]
+    solvers = [(method.name, method.summary) for method in METHODS.values()]
+    parts = ["# Methods and operators", "What `cs-models list` shows. [Solvers](solvers.md) says more of each solver."]
+    for title, rows in (("Solvers", solvers), ("Networks", networks), ("Operators", list_operators())):
+        lines = [f"| `{name}` | {summary.replace('|', chr(92) + '|')} |" for name, summary in rows]
+        parts += [f"## {title}", "\n".join(["| name | |", "| --- | --- |", *lines])]
+    return "\n\n".join(parts) + "\n"
+
+
+def modules() -> Iterator[str]:
+    """Names of the modules with a page of their own."""
+    package = REPOSITORY / "cs_models"
+    for name in DOCUMENTED:
+        paths = [package / name] if name.endswith(".py") else sorted((package / name).rglob("*.py"))
+        for path in paths:
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def index(with_page: bool) -> str:
+    """The trees of contents, which are put below the first page's text."""
+    guide = [*GUIDE, *sorted({page.stem for page in (REPOSITORY / "docs").glob("*.md")} - {*GUIDE, "solvers"})]
+    trees = {
+        "Guide": guide,
+        "See": ["gallery/index", *(["In the browser <try.html>"] if with_page else [])],
+        "Methods": ["methods", "solvers", "zoo"],
+        "Reference": [f"reference/{module}" for module in modules()],
+        "Project": ["contributing", "changelog"],
+    }
+    parts = []
+    for title, entries in trees.items():
+        parts.append("\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *entries, "```"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def build(folder: Path, with_page: bool = True) -> Path:
+    """Build the site.
+
+    Args:
+        folder: for the pages on their way, and the site.
+        with_page: whether the page that reconstructs in the browser is built too, which takes minutes.
+
+    Returns:
+        its first page.
+    """
+    pages, site = folder / "pages", folder / "site"
+    assemble(pages)
+    if with_page:  # into the site as it is, beside the pages that Sphinx writes
+        words = [sys.executable, HERE / "browser/build.py", "--out", site / "try.html"]
+        subprocess.run(words, check=True)
+    with (pages / "index.md").open("a", encoding="utf-8") as file:
+        file.write("\n" + index(with_page))
+    # With -W a warning is an error; the settings lie beside this file.
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-c", HERE / "site", pages, site]
+    subprocess.run(command, check=True)
+    return site / "index.html"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Build the documentation's site.")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "build", help="folder to build in")
+    parser.add_argument(
+        "--without_page", action="store_true", help="leave out the page that reconstructs in the browser"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        print(build(options.out.resolve(), not options.without_page))
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

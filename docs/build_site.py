@@ -49,11 +49,14 @@ def assemble(target: Path) -> None:
     for source, place in pictures.items():
         shutil.copy(REPOSITORY / source, target / place)
     (target / "methods.md").write_text(tables(), encoding="utf-8")
+    reference = target / "reference"
+    reference.mkdir()
     for module in modules():
-        path = target / "reference" / f"{module}.rst"
-        path.parent.mkdir(exist_ok=True)
-        title = f"{module}\n{'=' * len(module)}"
-        path.write_text(f"{title}\n\n.. automodule:: {module}\n", encoding="utf-8")
+        text = f"{module}\n{'=' * len(module)}\n\n.. automodule:: {module}\n"
+        (reference / f"{module}.rst").write_text(text, encoding="utf-8")
+    entries = [f"   {module.removeprefix('cs_models.')} <{module}>" for module in modules()]
+    tree = ["Modules", "=======", "", ".. toctree::", "   :maxdepth: 1", "", *entries, ""]
+    (reference / "index.rst").write_text("\n".join(tree), encoding="utf-8")
 
 
 def moved(text: str, folder: Path, places: dict[str, str]) -> str:
@@ -97,7 +100,7 @@ def index(with_page: bool) -> str:
         "Guide": guide,
         "See": ["gallery/index", *(["In the browser <try.html>"] if with_page else [])],
         "Methods": ["methods", "solvers", "zoo"],
-        "Reference": [f"reference/{module}" for module in modules()],
+        "Reference": ["reference/index"],
         "Project": ["contributing", "changelog"],
     }
     parts = []

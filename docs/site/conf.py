@@ -7,7 +7,7 @@ from sphinx_gallery.sorting import FileNameSortKey
 from cs_models import __version__
 
 project = "cs-models"
-author = "the cs-models contributors"
+author = copyright = "the cs-models contributors"
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_gallery.gen_gallery"]
@@ -27,6 +27,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes that have a docstring of their own too are described once
 # Text that quotes |x| and x* is no markup, and a class that two modules show is documented twice on purpose.
 suppress_warnings = ["docutils", "ref.python", "config.cache"]
 
@@ -36,7 +37,7 @@ sphinx_gallery_conf = {
     "filename_pattern": "/plot_",
     "within_subsection_order": FileNameSortKey,
     "abort_on_example_error": True,
-    "min_reported_time": 1,
+    "min_reported_time": 3600,  # times of a busy machine tell nobody anything
     "show_signature": False,
     "plot_gallery": "True",
     "remove_config_comments": True,

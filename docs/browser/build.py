@@ -53,6 +53,8 @@ TITLES = {
 NETWORKS = ("r_coast", "ista_net_pp", "scnet")
 RATIOS = (0.1, 0.2, 0.3)
 PHOTOS = {"camera": "A photographer", "chelsea": "A cat", "coffee": "A cup of coffee"}
+# Of the page in bytes, which whoever opens it has to wait for.
+LARGEST = 15_000_000
 # Weights of fewer numbers stay in the graph.
 SMALL = 64
 
@@ -275,7 +277,7 @@ def build(
         photos: see `photographs`, which gives those of the page by default.
 
     Raises:
-        UserError: if the runtime cannot be had, or a network cannot be exported.
+        UserError: if the runtime cannot be had, a network cannot be exported, or the page is too large.
     """
     script, wasm = runtime(HERE / ".npm")
     pool, known = Pool(), dict[str, Any]()
@@ -299,6 +301,8 @@ def build(
     page = (HERE / "page.html").read_text(encoding="utf-8")
     for name, part in parts.items():
         page = page.replace(f"[{name}]", part, 1)
+    if len(page) > LARGEST:
+        raise UserError(f"the page would have {len(page) / 1e6:.1f} MB, over {LARGEST / 1e6:g}; take fewer networks")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         partial.write_text(page, encoding="utf-8")

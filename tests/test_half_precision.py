@@ -70,4 +70,4 @@ def test_overflow_without_end_stops_training(
     assert train.main([*words, *half(1e30, 0.99)]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: the last 3 steps, up to step 2, had no finite loss or gradients")
-    assert "has crops of" in last
+    assert "comes from" in last

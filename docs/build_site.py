@@ -31,6 +31,12 @@ OUTSIDE = {
 PICTURES = {"checkpoints/training.png": "training.png"}
 # Of the packages that others use; each module is a page.
 DOCUMENTED = ("reconstruction.py", "metrics.py", "operators", "solvers", "networks", "training", "transforms", "zoo")
+BROWSER = """\
+# In the browser
+
+<a href="try.html">A page that measures a photograph and rebuilds it</a>, yours or one of three, with networks that
+are shipped. It is one file, computes on your own machine, and can be saved and opened from disk.
+"""
 GUIDE = ("measurements", "own_networks", "export", "cluster", "gpu", "performance", "idm", "architecture")
 
 
@@ -98,7 +104,7 @@ def index(with_page: bool) -> str:
     guide = [*GUIDE, *sorted({page.stem for page in (REPOSITORY / "docs").glob("*.md")} - {*GUIDE, "solvers"})]
     trees = {
         "Guide": guide,
-        "See": ["gallery/index", *(["In the browser <try.html>"] if with_page else [])],
+        "See": ["gallery/index", *(["browser"] if with_page else [])],
         "Methods": ["methods", "solvers", "zoo"],
         "Reference": ["reference/index"],
         "Project": ["contributing", "changelog"],
@@ -124,6 +130,7 @@ def build(folder: Path, with_page: bool = True) -> Path:
     if with_page:  # into the site as it is, beside the pages that Sphinx writes
         words = [sys.executable, HERE / "browser/build.py", "--out", site / "try.html"]
         subprocess.run(words, check=True)
+        (pages / "browser.md").write_text(BROWSER, encoding="utf-8")
     with (pages / "index.md").open("a", encoding="utf-8") as file:
         file.write("\n" + index(with_page))
     # With -W a warning is an error; the settings lie beside this file.

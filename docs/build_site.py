@@ -2,8 +2,9 @@
 
 Sphinx, and not MkDocs: the docstrings are in its language, sphinx-gallery runs the scripts and makes notebooks of them,
 and all of its parts are well kept, while Material for MkDocs ends in 2027. Nothing is fetched while the site is built
-but ONNX Runtime Web, once, for the page that reconstructs in the browser. Warnings, such as a link that leads nowhere,
-are errors. Scripts of the gallery run again only when they have changed.
+but ONNX Runtime Web, once, for the page that reconstructs in the browser. Warnings are errors, and so are links of the
+built pages that lead nowhere. Formulas stay as the docstrings have them, so that no page needs MathJax from elsewhere.
+Scripts of the gallery run again only when they have changed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from cs_models.operator_names import list_operators
 from cs_models.zoo.methods import METHODS, list_methods
@@ -29,8 +32,13 @@ OUTSIDE = {
     "checkpoints/README.md": "zoo.md",
 }
 PICTURES = {"checkpoints/training.png": "training.png"}
-# Of the packages that others use; each module is a page.
-DOCUMENTED = ("reconstruction.py", "metrics.py", "operators", "solvers", "networks", "training", "transforms", "zoo")
+# What others use; each module is a page.
+DOCUMENTED = (
+    *("cs_models/reconstruction.py", "cs_models/metrics.py", "cs_models/operators", "cs_models/solvers"),
+    *("cs_models/networks", "cs_models/training", "cs_models/transforms", "cs_models/zoo"),
+    *("datamodules/catalog.py", "datamodules/measurements.py", "datamodules/patches.py"),
+)
+PAGE = "try.html"
 BROWSER = """\
 # In the browser
 
@@ -91,9 +99,8 @@ def tables() -> str:
 
 def modules() -> Iterator[str]:
     """Names of the modules with a page of their own."""
-    package = REPOSITORY / "cs_models"
     for name in DOCUMENTED:
-        paths = [package / name] if name.endswith(".py") else sorted((package / name).rglob("*.py"))
+        paths = [REPOSITORY / name] if name.endswith(".py") else sorted((REPOSITORY / name).rglob("*.py"))
         for path in paths:
             parts = path.relative_to(REPOSITORY).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -115,28 +122,76 @@ def index(with_page: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def build(folder: Path, with_page: bool = True) -> Path:
+class _Addresses(HTMLParser):
+    """What a page shows or leads to, and the places in it that others can lead to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.shown: set[str] = set()
+        self.links: set[str] = set()
+        self.places: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if value and name in ("href", "src"):
+                (self.links if tag == "a" else self.shown).add(value)
+            elif value and name == "id":
+                self.places.add(value)
+
+
+def wrong_addresses(site: Path) -> list[str]:
+    """Links of a built site that lead nowhere on it, and what its pages would fetch from elsewhere.
+
+    Returns:
+        for each a line with the page and the address.
+    """
+    pages = {path.resolve(): _Addresses(path) for path in sorted(site.rglob("*.html")) if path.name != PAGE}
+
+    def wrong(path: Path, address: str) -> bool:
+        parts = urlsplit(address)
+        if parts.scheme or parts.netloc:
+            return address in pages[path].shown and parts.scheme != "data"
+        target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+        if not target.is_file():
+            return True
+        return bool(parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].places)
+
+    return [
+        f"{path.relative_to(site.resolve())}: {address}"
+        for path, page in pages.items()
+        for address in sorted(page.shown | page.links)
+        if wrong(path, address)
+    ]
+
+
+def build(folder: Path, with_page: bool = True, run_gallery: bool = True) -> Path:
     """Build the site.
 
     Args:
         folder: for the pages on their way, and the site.
         with_page: whether the page that reconstructs in the browser is built too, which takes minutes.
+        run_gallery: whether the scripts of the gallery are run, which takes minutes too.
 
     Returns:
-        its first page.
+        its folder.
+
+    Raises:
+        subprocess.CalledProcessError: if a part of it cannot be built, which has said why.
     """
     pages, site = folder / "pages", folder / "site"
     assemble(pages)
     if with_page:  # into the site as it is, beside the pages that Sphinx writes
-        words = [sys.executable, HERE / "browser/build.py", "--out", site / "try.html"]
+        words = [sys.executable, HERE / "browser/build.py", "--out", site / PAGE]
         subprocess.run(words, check=True)
         (pages / "browser.md").write_text(BROWSER, encoding="utf-8")
     with (pages / "index.md").open("a", encoding="utf-8") as file:
         file.write("\n" + index(with_page))
     # With -W a warning is an error; the settings lie beside this file.
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-c", HERE / "site", pages, site]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-c", HERE / "site"]
+    command += ["-D", f"plot_gallery={int(run_gallery)}", pages, site]
     subprocess.run(command, check=True)
-    return site / "index.html"
+    return site
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,10 +203,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        print(build(options.out.resolve(), not options.without_page))
+        site = build(options.out.resolve(), not options.without_page)
     except subprocess.CalledProcessError as error:
         return error.returncode
-    return 0
+    wrong = wrong_addresses(site)
+    for line in wrong:
+        print(f"error: a link that leads nowhere, or is fetched from elsewhere: {line}", file=sys.stderr)
+    print(site / "index.html")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ def test_script(script: Path) -> None:
     plt.switch_backend("agg")
     source, count = re.subn(r"^SIZE = \d+$", "SIZE = 40", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert count == 1
+    source, count = re.subn(r"^STEPS = \d+$", "STEPS = 2", source, flags=re.MULTILINE)
+    assert count == source.count("backward()")  # what trains, trains for two steps
     names = {"__name__": "gallery_script"}
     exec(compile(source, script, "exec", dont_inherit=True), names)
     assert plt.get_fignums()

@@ -115,7 +115,9 @@ def test_a_folder_is_a_repository_too(network: COASTModule, tmp_path: Path) -> N
     assert ModelCard.load(tmp_path / "net/README.md").data.library_name == "cs-models"
 
 
-@pytest.mark.parametrize("name", sorted(name for name in zoo() if not name.startswith("idm")))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("idm") else name for name in sorted(zoo())]
+)
 def test_cards_of_shipped_networks(name: str) -> None:
     card = ModelCard(str(hub_card(name)))
     figures = [one for one in read_figures(RESULTS) if one.method == name]
@@ -123,7 +125,20 @@ def test_cards_of_shipped_networks(name: str) -> None:
     assert results == [(one.dataset, round(one.psnr_db, 4)) for one in figures]
     assert len(results) >= 3
     assert (card.data.license, card.data.library_name) == ("mit", "cs-models")
-    assert "Trained on" in card.text
+    # What is said here and in checkpoints/README.md is the same, word for word.
+    _, _, facts = card.text.partition("licence.\n\n")
+    assert facts.strip() in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    assert "Trained on" in facts
+
+
+def test_what_a_card_says_of_use_runs(network: COASTModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(cs_models, "load", lambda name, download: asked.append((name, download)) or network)
+    names: dict[str, torch.Tensor] = {}
+    code = hub_card("r_coast", "user/net").text.split("```")[1].removeprefix("python\n")
+    exec(code.replace("256", "40"), names)
+    assert asked == [("user/net", True)]
+    assert names["estimate"].shape == names["x"].shape
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

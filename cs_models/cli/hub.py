@@ -25,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         from cs_models.evaluation.report.hub_card import hub_card
 
-        card = hub_card(options.network)
         if options.command == "push":
             from cs_models.zoo.hub import push
             from cs_models.zoo.methods import load
 
+            card = hub_card(options.network, options.repository)
             print(push(load(options.network, options.ratio), options.repository, card, options.private))
-        elif options.out is None:
+            return 0
+        card = hub_card(options.network)
+        if options.out is None:
             print(card)
         else:
             options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,19 +15,24 @@ USE = """\
 Reconstructs images from compressed measurements `y = A x`. With `cs-models` installed:
 
 ```python
+import torch
 import cs_models
-from cs_models.operators import make_operator
 
-network = cs_models.load("USER/NAME", download=True)
+x = torch.rand(1, 1, 256, 256)  # images in [0, 1]
+network = cs_models.load("{repository}", download=True)
 operator = network.default_operator({ratio}, (256, 256))
-estimate = network.reconstruct(operator(x), operator)  # x: images (N, 1, 256, 256) in [0, 1]
+estimate = network.reconstruct(operator(x), operator)
 ```
 
 Training never saw the images of the figures below. Weights are under the MIT licence."""
 
 
-def hub_card(name: str) -> ModelCard:
+def hub_card(name: str, repository: str = "USER/NAME") -> ModelCard:
     """The card of a network of the zoo: licence, data, training, and a result for every figure.
+
+    Args:
+        name: of the network.
+        repository: on the Hub, from which the card says how to load it.
 
     Raises:
         UserError: for a name that is not in the zoo.
@@ -47,7 +52,9 @@ def hub_card(name: str) -> ModelCard:
     ratio = min((one.ratio for one in figures), default=0.1)
     text = card(name, files[name], figures).replace("## ", "# ", 1)
     title, _, rest = text.partition("\n\n")
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{title}\n\n{USE.format(ratio=ratio)}\n\n{rest}\n")
+    return ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n{title}\n\n{USE.format(ratio=ratio, repository=repository)}\n\n{rest}\n"
+    )
 
 
 def _results(figures: Sequence[Figures]) -> list[EvalResult]:

@@ -44,7 +44,7 @@ resolve: | $(UV)
 	for python in $(PYTHONS); do for system in $(SYSTEMS); do \
 		echo "Python $$python, $$system"; \
 		$(UV) pip compile --quiet --python-version $$python --python-platform $$system --only-binary :all: \
-			pyproject.toml --extra dev --constraint constraints.txt --output-file /dev/null || exit 1; \
+			pyproject.toml --extra dev --extra docs --constraint constraints.txt --output-file /dev/null || exit 1; \
 	done; done
 
 clean:

@@ -26,8 +26,8 @@ for count in (1, 2, 3, 4):
     network.set_schedule([count] * 5)
     estimates = network.reconstruct(y, operator, return_all=True)
     curve = [psnr(estimate.clamp(0, 1), x).item() for estimate in estimates]
-    axes.plot(range(1, len(curve) + 1), curve, marker="o", markersize=3, label=f"each layer {count} times")
+    axes.plot(range(1, len(curve) + 1), curve, marker="o", markersize=3, label=str(count))
     print(f"{5 * count:>2} iterations: {curve[-1]:.2f} dB")
-axes.set(xlabel="iteration", ylabel="PSNR in dB")
+axes.set(xlabel="iteration", ylabel="PSNR in dB", xticks=range(0, 21, 5))
 axes.grid(alpha=0.3)
-axes.legend()
+axes.legend(title="iterations of each layer", ncols=4)

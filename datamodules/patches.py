@@ -290,6 +290,7 @@ class PatchDataModule(pl.LightningDataModule):
         return self._sampler().draw([STATISTICS, seed], 0, count)
 
     def train_dataloader(self) -> ResumableLoader:
+        """Training batches of this process, `batches_per_epoch` in an epoch."""
         batches = self._batches(*self._place())
         return ResumableLoader(
             batches,
@@ -310,6 +311,7 @@ class PatchDataModule(pl.LightningDataModule):
         return PatchBatches(self._sampler(), size, count, rank, world_size)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, list[str]]] | list[Any]:
+        """Validation batches of this process; an empty list where there are no validation sets."""
         if not self._validation:
             return []
         images: ConcatDataset[tuple[Tensor, list[str]]] = ConcatDataset(

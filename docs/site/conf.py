@@ -38,6 +38,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": FileNameSortKey,
     "abort_on_example_error": True,
     "min_reported_time": 3600,  # times of a busy machine tell nobody anything
+    "write_computation_times": False,  # in pages that fetch scripts from elsewhere
     "show_signature": False,
     "plot_gallery": "True",
     "remove_config_comments": True,

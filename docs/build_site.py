@@ -49,11 +49,15 @@ GUIDE = ("measurements", "own_networks", "export", "cluster", "gpu", "performanc
 
 
 def assemble(target: Path) -> None:
-    """Write the pages as the site has them, beside the gallery that an earlier call may have left there."""
+    """Write the pages as the site has them, beside what an earlier call made of scripts that are still there."""
     target.mkdir(parents=True, exist_ok=True)
+    scripts = {path.stem for path in (HERE / "gallery").glob("plot_*.py")}
     for path in target.iterdir():
         if path.name != "gallery":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (target / "gallery").glob("*.*"):
+        if path.name.split(".")[0] not in scripts:
+            path.unlink()
     pages = {f"docs/{page.name}": page.name for page in sorted((REPOSITORY / "docs").glob("*.md"))} | OUTSIDE
     pictures = {f"docs/{path.name}": path.name for path in (REPOSITORY / "docs").glob("*.png")} | PICTURES
     places = pages | pictures
@@ -181,6 +185,8 @@ def build(folder: Path, with_page: bool = True, run_gallery: bool = True) -> Pat
     """
     pages, site = folder / "pages", folder / "site"
     assemble(pages)
+    if site.exists():  # with pages that may be no more; all of them are written anew anyway
+        shutil.rmtree(site)
     if with_page:  # into the site as it is, beside the pages that Sphinx writes
         words = [sys.executable, HERE / "browser/build.py", "--out", site / PAGE]
         subprocess.run(words, check=True)

@@ -29,6 +29,8 @@ def builder() -> ModuleType:
 def pages(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     (folder / "old.md").write_text("[of an earlier call](nowhere.md)")
+    (folder / "gallery").mkdir()
+    (folder / "gallery/plot_gone.rst").write_text("of a script that is no more")
     builder.assemble(folder)
     (folder / "index.md").write_text((folder / "index.md").read_text(encoding="utf-8") + builder.index(with_page=False))
     return folder

@@ -51,7 +51,7 @@ print(", ".join(f"{name}: {value:.2f} dB" for name, value in others.items()))
 data = PatchDataModule(train_sets=["bundled-train"], crop_size=CROP, batch_size=4, batches_per_epoch=STEPS)
 data.setup("fit")
 optimiser = torch.optim.Adam(network.parameters())
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=STEPS)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=STEPS)
 curve = {0: score(network.reconstruct(y, operator))}
 for step, batch in enumerate(data.train_dataloader()):
     patches = batch.float() / 255

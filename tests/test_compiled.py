@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.operators import make_operator
 from cs_models.training.lightning import LightningTraining
-from cs_models.training.module import ReconstructionModule
+from cs_models.training.module import ReconstructionModule, keep_compiled_code_apart
 from cs_models.zoo.checkpoints import MODELS
 from tests.small_networks import make_network
 
@@ -74,6 +76,23 @@ def test_blocks_of_idm_are_graphs() -> None:
     """Its U-Net has blocks of many shapes; further steps and other sizes need no more graphs."""
     counts = compared("idm invertible=both", "eager", SIZES[:3])
     assert 0 < counts[1] == counts[-1] <= 24
+
+
+@pytest.mark.parametrize(
+    ("limit", "chosen", "expected"),
+    [("AVX2", None, "torchinductor_me_AVX2"), ("../x", None, "torchinductor_me____x"), (None, None, None),
+     ("AVX2", "mine", "mine")],
+)  # fmt: skip
+def test_compiled_code_is_kept_apart_by_instructions(
+    limit: str | None, chosen: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"ONEDNN_MAX_CPU_ISA": limit, "TORCHINDUCTOR_CACHE_DIR": chosen}
+    monkeypatch.setattr("os.environ", {name: value for name, value in variables.items() if value is not None})
+    monkeypatch.setattr("getpass.getuser", lambda: "me")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    keep_compiled_code_apart()
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    assert folder == (expected if expected == chosen else str(tmp_path / str(expected)))
 
 
 def test_recorded_kernels_are_an_option(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,16 @@ Nothing here needs Lightning, so a trained network is loaded and run without it;
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import inspect
 import json
+import os
+import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
@@ -94,6 +99,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
                 together (CUDA graphs), for batches so small that starting kernels takes longer than running them.
             options: others of torch.compile, such as its backend.
         """
+        keep_compiled_code_apart()
         self.repeats_kernels = mode == "reduce-overhead"
         if "recompile_limit" in inspect.signature(torch.compile).parameters:  # not in older releases of torch
             options.setdefault("recompile_limit", self.most_graphs)
@@ -298,3 +304,15 @@ def _check_definition(cls: type[ReconstructionModule], config: Any) -> None:
             f"class {cls.__name__} gives a {type(config).__name__} as its configuration; expected a "
             f"{cls.config_class.__name__}, a dataclass of plain values"
         )
+
+
+def keep_compiled_code_apart() -> None:
+    """Choose a folder for compiled code by ``ONEDNN_MAX_CPU_ISA``, where that is set and no folder is.
+
+    torch keeps what it compiles for later processes, with weights laid out for the instructions that oneDNN used, and
+    takes it whichever oneDNN may use then: results are wrong, or the process crashes.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    if limit and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        name = re.sub(r"\W", "_", f"torchinductor_{getpass.getuser()}_{limit}")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / name)

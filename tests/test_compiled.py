@@ -80,19 +80,18 @@ def test_blocks_of_idm_are_graphs() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "chosen", "expected"),
-    [("AVX2", None, "torchinductor_me_AVX2"), ("../x", None, "torchinductor_me____x"), (None, None, None),
-     ("AVX2", "mine", "mine")],
+    [("AVX2", None, "me_AVX2"), ("AVX2", "me", "me_AVX2"),
+     ("../x", None, "me____x"), (None, None, None), ("AVX2", "mine", "mine")],
 )  # fmt: skip
 def test_compiled_code_is_kept_apart_by_instructions(
     limit: str | None, chosen: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variables = {"ONEDNN_MAX_CPU_ISA": limit, "TORCHINDUCTOR_CACHE_DIR": chosen}
+    folders = [None if name is None else str(tmp_path / name) for name in (chosen, expected)]
+    variables = {"ONEDNN_MAX_CPU_ISA": limit, "TORCHINDUCTOR_CACHE_DIR": folders[0]}
     monkeypatch.setattr("os.environ", {name: value for name, value in variables.items() if value is not None})
-    monkeypatch.setattr("getpass.getuser", lambda: "me")
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("torch._inductor.runtime.runtime_utils.default_cache_dir", lambda: str(tmp_path / "me"))
     keep_compiled_code_apart()
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    assert folder == (expected if expected == chosen else str(tmp_path / str(expected)))
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == folders[1]
 
 
 def test_recorded_kernels_are_an_option(monkeypatch: pytest.MonkeyPatch) -> None:

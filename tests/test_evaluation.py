@@ -273,7 +273,7 @@ def test_processes_that_slurm_starts_share_the_images(data: Path, tmp_path: Path
         )
         for log in logs
     ]
-    assert [forked.finished(run, 120) for run in runs] == [0, 0]
+    assert [forked.finished(run, 300) for run in runs] == [0, 0]
     printed = [log.read_text() for log in logs]
     assert "report.md" in printed[0]
     assert not printed[1]
@@ -350,9 +350,7 @@ def test_networks_use_bf16_where_the_processor_has_it(
 
 
 @pytest.mark.slow
-def test_compiling_does_not_change_the_scores(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What torch keeps is laid out for the instructions of its day, and it does not ask which ones oneDNN may use now.
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled_code"))
+def test_compiling_does_not_change_the_scores(data: Path, tmp_path: Path) -> None:
     network = str(save_network(tmp_path / "network.safetensors", layers=1))
     scores = []
     for name, extra in (("eager", ()), ("compiled", ("--compile",))):

@@ -121,7 +121,7 @@ def finish(
     for rank, log in enumerate(logs):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
         started.append(forked.start("train.py", words, log, **shared, **ranks))
-    statuses = [forked.finished(process, 120) for process in started]
+    statuses = [forked.finished(process, 300) for process in started]
     return statuses, "\n".join(log.read_text() for log in logs)
 
 
@@ -401,7 +401,7 @@ def test_training_goes_on_without_the_network(tiny_images: Path, tmp_path: Path)
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
     assert server.vanished.is_set()

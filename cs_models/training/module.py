@@ -5,16 +5,13 @@ Nothing here needs Lightning, so a trained network is loaded and run without it;
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import inspect
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
@@ -307,12 +304,16 @@ def _check_definition(cls: type[ReconstructionModule], config: Any) -> None:
 
 
 def keep_compiled_code_apart() -> None:
-    """Choose a folder for compiled code by ``ONEDNN_MAX_CPU_ISA``, where that is set and no folder is.
+    """Choose a folder for compiled code by ``ONEDNN_MAX_CPU_ISA``, where that is set and the user chose no folder.
 
     torch keeps what it compiles for later processes, with weights laid out for the instructions that oneDNN used, and
     takes it whichever oneDNN may use then: results are wrong, or the process crashes.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    if limit and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        name = re.sub(r"\W", "_", f"torchinductor_{getpass.getuser()}_{limit}")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / name)
+    if not limit:
+        return
+    from torch._inductor.runtime.runtime_utils import default_cache_dir
+
+    usual = default_cache_dir()  # torch itself sets the variable to it
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual) == usual:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = "_".join([usual, re.sub(r"\W", "_", limit)])

@@ -127,7 +127,7 @@ class TrainCLI(LightningCLI):
             {"checkpoint.save_last": True, "checkpoint.save_top_k": 1, "checkpoint.save_on_exception": True}
         )
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] (Lightning asks the object)
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the object
         """The one that the command line begins with, alone: making the parser of another takes time as well."""
         common = {"model", "datamodule"}
         every = {"fit": common | {"train_dataloaders", "val_dataloaders"}, "validate": common | {"dataloaders"}}

@@ -19,6 +19,8 @@ class Progress(tqdm):
     A file gets no line of what is over within seconds. To be used as a context; `update` counts.
     """
 
+    mininterval: float
+
     def __init__(
         self,
         total: int | None,

@@ -241,3 +241,8 @@ def test_samples_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert command(["samples", "--out", str(tmp_path)]) == 2
     assert "phi.npy is there already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["phi.npy"]
+
+
+def test_help_says_how_signals_lie_in_a_file() -> None:
+    said = " ".join(evaluate.build_parser().format_help().split())
+    assert "a .csv file has one in each column, a .npy file one in each row" in said

@@ -25,7 +25,8 @@ p { max-width: 50rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
 th { text-align: left; vertical-align: bottom; } td { min-width: 8rem; max-width: 26rem; overflow-wrap: anywhere; }
-.n { text-align: right; white-space: nowrap; min-width: 0; }
+td:last-child { min-width: 16rem; }
+.n, td.n:last-child { text-align: right; white-space: nowrap; min-width: 0; }
 img { display: block; max-width: 100%; height: auto; margin: 1.5rem 0; background: white; border-radius: .3rem; }
 """
 

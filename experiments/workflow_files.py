@@ -49,6 +49,9 @@ class Experiment:
         paper: what the paper calls the methods and data sets; ``{method: {method: NAME, note: PART OF THE NOTE}}`` and
             ``{dataset: NAME}``.
         columns: what the table shows of each ratio, fields of a summary.
+        programs: scripts in ``benchmarks`` with their options, by name; they measure what eval.py does not.
+        plot: panels of the figure, see curves.py; without any there is no figure.
+        pivot: where the table is one of what the programs wrote, see pivot.py.
     """
 
     name: str
@@ -64,11 +67,34 @@ class Experiment:
     about: str = ""
     paper: dict[str, Any] = field(default_factory=dict)
     columns: tuple[str, ...] = ("psnr_db", "ssim")
+    programs: dict[str, str] = field(default_factory=dict)
+    plot: list[dict[str, Any]] = field(default_factory=list)
+    pivot: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def percents(self) -> list[str]:
         """The ratios as they appear in the names of folders."""
         return [f"{100 * ratio:g}" for ratio in self.ratios]
+
+    @property
+    def files(self) -> list[str]:
+        """What the experiment ends in."""
+        return ["table.md", "figure.png"] if self.plot else ["table.md"]
+
+    @property
+    def marks(self) -> list[str]:
+        """The files that say that a training, an evaluation or a program has ended."""
+        trainings = dict.fromkeys(name for ratio in self.ratios for name in self.networks_at(ratio))
+        return [
+            *(f"train/{name}/trained" for name in trainings),
+            *(f"evaluate/{percent}/evaluated" for percent in self.percents),
+            *(f"measure/{name}/measured" for name in self.programs),
+        ]
+
+    @property
+    def table_marks(self) -> list[str]:
+        """Those of the runs whose figures stand in the table."""
+        return self.marks if self.pivot else [mark for mark in self.marks if mark.startswith("evaluate/")]
 
     def networks_at(self, ratio: float) -> list[str]:
         """The trainings whose networks are evaluated at a ratio."""
@@ -103,21 +129,24 @@ def read_experiments(folder: Path, scale: str, data_dir: str | None) -> dict[str
     if scale not in scales:
         raise UserError(f"unknown scale '{scale}'; choose {', '.join(scales)}")
     files = sorted(path for path in folder.glob("*.yaml") if path.name != SCALES)
-    return {path.stem: _read(path, scales[scale], data_dir) for path in files}
+    return {path.stem: _read(path, scales, scale, data_dir) for path in files}
 
 
-def _read(path: Path, scale: dict[str, Any], data_dir: str | None) -> Experiment:
+def _read(path: Path, scales: dict[str, dict[str, Any]], name: str, data_dir: str | None) -> Experiment:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    tiny = content.pop("tiny_datasets", ["bundled"])
-    asked = tiny if scale.get("tiny") else content.pop("datasets")
-    content.pop("datasets", None)
+    # A section of the scale's name replaces what it names.
+    at_scale = {name: content.pop(name, {}) for name in scales}
+    content |= at_scale[name]
+    scale = scales[name]
+    tiny, usual = content.pop("tiny_datasets", ["bundled"]), content.pop("datasets", [])
+    asked = tiny if usual and scale.get("tiny") else usual
     at_hand = {name: place for name in asked if (place := locate(name, data_dir)) is not None}
     if not at_hand:
         # The data directory is part of the command, so that a wrong one is no reason to lose all other experiments.
         at_hand = {name: name for name in asked}
     networks = {name: Network(**network) for name, network in content.pop("networks", {}).items()}
     networks = dict(list(networks.items())[: scale.get("networks")])
-    ratios, words = content.pop("ratios"), f"{content.pop('evaluate', '')} {scale['evaluate']}"
+    ratios, words = content.pop("ratios", []), f"{content.pop('evaluate', '')} {scale['evaluate']}"
     data = [] if data_dir is None else ["--data.data_dir", data_dir]
     try:
         return Experiment(

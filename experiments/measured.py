@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from workflow_files import without_ratio
+from trainings import percent, read_networks
 
 from cs_models.errors import UserError
 from cs_models.evaluation.report.wandb_runs import short_name
 
 Line = dict[str, str]
-"""The cells of a line by column, and in ``run`` the name of the folder of its table."""
+"""The cells of a line by column, in ``run`` the name of the folder of its table, and a network's settings by name."""
 
 
 def read_lines(folders: Sequence[Path], table: str, where: dict[str, Any] | None = None) -> list[Line]:
@@ -72,6 +72,11 @@ def values(lines: Iterable[Line], column: str) -> list[str]:
     return sorted(found, key=float) if all(map(is_number, found)) else found
 
 
+def without_ratio(name: str, ratio: float) -> str:
+    """The name of a network in its file, of a training for one ratio without that."""
+    return name.removesuffix(f"_{percent(ratio)}")
+
+
 def is_number(text: str) -> bool:
     """Whether a cell holds a number."""
     try:
@@ -84,9 +89,12 @@ def is_number(text: str) -> bool:
 def _read(path: Path) -> list[Line]:
     with path.open(newline="", encoding="utf-8") as file:
         lines = [{"run": path.parent.name} | line for line in csv.DictReader(file)]
+    networks = read_networks(Path(__file__).parent)
     for line in lines:
         if "method" in line:
-            line["method"] = without_ratio(short_name(line["method"]), float(line.get("ratio") or 0))
+            line["method"] = name = without_ratio(short_name(line["method"]), float(line.get("ratio") or 0))
+            if name in networks:
+                line |= {setting: str(value) for setting, value in networks[name].settings.items()}
     return lines
 
 

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from measured import Line, grouped, mean, read_lines, values
 from workflow_files import Experiment, read_experiments
@@ -23,15 +24,21 @@ FORMATS = {"psnr_db": "{:.2f}", "ssim": "{:.3f}", "pcc": "{:.3f}"}
 NOT_TRANSCRIBED = "The paper's plots are not transcribed, so our figures stand alone."
 
 
-def page(experiment: Experiment, lines: Sequence[Line], scale: str) -> tuple[str, list[str], list[list[str]]]:
-    """The page, and the header and lines of its table."""
-    pivot = experiment.pivot
+def pivoted(pivot: dict[str, Any], lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table."""
     columns = values(lines, pivot["across"])
     header = [*pivot["rows"], *(f"{pivot['across']} {column}" for column in columns)]
     rows = []
     for names, group in grouped(lines, pivot["rows"]).items():
         cells = grouped(group, [pivot["across"]])
         rows.append([*names, *(_cell(cells.get((column,), []), pivot["values"]) for column in columns)])
+    return header, rows
+
+
+def page(experiment: Experiment, lines: Sequence[Line], scale: str) -> tuple[str, list[str], list[list[str]]]:
+    """The page, and the header and lines of its table."""
+    pivot = experiment.pivot
+    header, rows = pivoted(pivot, lines)
     about = (
         f"{' / '.join(pivot['values'])}. Scale: {scale}. The paper's plots are not transcribed, so ours stand alone."
     )

@@ -87,9 +87,7 @@ class IDMTraining(Training):
     objective: Literal["image", "noise"] = "image"
 
 
-def estimate_noise(
-    unet: nn.Module, x: Tensor, t: int, operator: MeasurementOperator, aty: Tensor
-) -> Tensor:
+def estimate_noise(unet: nn.Module, x: Tensor, t: int, operator: MeasurementOperator, aty: Tensor) -> Tensor:
     """The noise that a U-Net finds in ``x_t`` ``(N, C, H, W)``, which it sees as 2x2 pixels in four channels."""
     return F.pixel_shuffle(unet(F.pixel_unshuffle(x, 2), t - 1, operator, aty), 2).to(x.dtype)
 

@@ -160,7 +160,6 @@ class DownBlock(nn.Module):
             features.append(_outside(self.downsampler, self.invertible, features[-1]))
         return features
 
-
     def _group_features(self, x: Tensor, conditions: Conditions) -> list[Tensor]:
         """What each group gives, with the wiring merged from its pair."""
         contexts = [_contexts(group.layers, conditions) for group in self.groups]  # type: ignore[arg-type]

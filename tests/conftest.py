@@ -13,6 +13,17 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--experiments", action="store_true", help="run every target of the papers' workflow, tiny")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--experiments"):
+        for item in items:
+            if item.get_closest_marker("experiments"):
+                item.add_marker(pytest.mark.skip(reason="runs with --experiments"))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)

@@ -77,7 +77,8 @@ def test_the_programs_write_the_files(runs: list[Path], tmp_path: Path, monkeypa
     (tmp_path / "experiments").mkdir()
     monkeypatch.setattr(curves, "__file__", str(tmp_path / "experiments/curves.py"))
     monkeypatch.setattr(pivot, "__file__", str(tmp_path / "experiments/pivot.py"))
-    (tmp_path / "experiments/scales.yaml").write_text((FOLDER / "scales.yaml").read_text())
+    for name in ("scales.yaml", "networks.yaml"):
+        (tmp_path / f"experiments/{name}").write_text((FOLDER / name).read_text())
     (tmp_path / "experiments/one.yaml").write_text(
         "title: One\nprograms: {a: x.py}\ntiny: {title: Tiny one}\nplot: [{table: scores, x: n, y: ssim}]\n"
         "pivot: {table: scores, rows: [method], across: n, values: [ssim]}\n"

@@ -15,9 +15,9 @@ from pathlib import Path
 from workflow_files import Experiment, read_experiments, without_ratio
 
 from cs_models.errors import UserError
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.merge import merge
 from cs_models.evaluation.report.summary import PUBLISHED, Summary, summarise
-from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.report.wandb_runs import short_name
 from cs_models.evaluation.results import ResultsFile, write_table
 

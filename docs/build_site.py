@@ -29,6 +29,8 @@ OUTSIDE = {
     "checkpoints/README.md": "zoo.md",
 }
 PICTURES = {"checkpoints/training.png": "training.png"}
+# The folder of docs/ with what the experiments gave.
+RESULTS = "experiments"
 # Of the packages that others use; each module is a page.
 DOCUMENTED = ("reconstruction.py", "metrics.py", "operators", "solvers", "networks", "training", "transforms", "zoo")
 BROWSER = """\
@@ -46,8 +48,7 @@ def assemble(target: Path) -> None:
     for path in target.iterdir():
         if path.name != "gallery":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    pages = {f"docs/{page.name}": page.name for page in sorted((REPOSITORY / "docs").glob("*.md"))} | OUTSIDE
-    pictures = {f"docs/{path.name}": path.name for path in (REPOSITORY / "docs").glob("*.png")} | PICTURES
+    pages, pictures = inside("md") | OUTSIDE, inside("png") | PICTURES
     places = pages | pictures
     for source, place in pages.items():
         path = REPOSITORY / source
@@ -63,6 +64,14 @@ def assemble(target: Path) -> None:
     entries = [f"   {module.removeprefix('cs_models.')} <{module}>" for module in modules()]
     tree = ["Modules", "=======", "", ".. toctree::", "   :maxdepth: 1", "", *entries, ""]
     (reference / "index.rst").write_text("\n".join(tree), encoding="utf-8")
+
+
+def inside(suffix: str) -> dict[str, str]:
+    """Files of docs/ and of its folder of results: place in the repository, and on the site."""
+    docs = REPOSITORY / "docs"
+    found = {f"docs/{path.name}": path.name for path in sorted(docs.glob(f"*.{suffix}"))}
+    results = sorted((docs / RESULTS).glob(f"*.{suffix}"))
+    return found | {f"docs/{RESULTS}/{path.name}": f"{RESULTS}_{path.name}" for path in results}
 
 
 def moved(text: str, folder: Path, places: dict[str, str]) -> str:
@@ -101,7 +110,7 @@ def modules() -> Iterator[str]:
 
 def index(with_page: bool) -> str:
     """The trees of contents, which are put below the first page's text."""
-    guide = [*GUIDE, *sorted({page.stem for page in (REPOSITORY / "docs").glob("*.md")} - {*GUIDE, "solvers"})]
+    guide = [*GUIDE, *sorted({Path(place).stem for place in inside("md").values()} - {*GUIDE, "solvers"})]
     trees = {
         "Guide": guide,
         "See": ["gallery/index", *(["browser"] if with_page else [])],

@@ -56,6 +56,7 @@ class Panel:
         log: axes that are logarithmic: x, y or xy.
         title: what stands above.
         limits: of y, ``[low, high]``.
+        range: of x, likewise.
     """
 
     table: str
@@ -70,6 +71,7 @@ class Panel:
     log: str = ""
     title: str = ""
     limits: list[float] | None = None
+    range: list[float] | None = None
 
 
 def draw(panels: Sequence[Panel], folders: Sequence[Path]) -> Figure:
@@ -139,8 +141,7 @@ def _draw_curves(axes: Axes, panel: Panel, lines: list[Line]) -> None:
             axes.xaxis.set_major_locator(FixedLocator([float(place) for place in places]))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter("{x:g}")
-    if panel.limits:
-        axes.set_ylim(*panel.limits)
+    axes.set(ylim=panel.limits, xlim=panel.range)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
 

@@ -1,22 +1,27 @@
 """Tables that runs have written, read as they are: lines of text by column.
 
 These are ``per_image.csv`` of eval.py, ``metrics.csv`` of Lightning's CSVLogger, and what scripts in ``benchmarks``
-write.
+write. The table ``signals`` is made of the reconstructed signals beside ``per_image.csv``: a line for each sample.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from trainings import percent, read_networks
 
+from cs_models.arrays import read_npy
 from cs_models.errors import UserError
+from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.report.wandb_runs import short_name
+from cs_models.evaluation.results import ResultsFile
+
+SIGNALS = "signals"
 
 Line = dict[str, str]
 """The cells of a line by column, in ``run`` the name of the folder of its table, and a network's settings by name."""
@@ -27,14 +32,17 @@ def read_lines(folders: Sequence[Path], table: str, where: dict[str, Any] | None
 
     Args:
         folders: of runs.
-        table: name of the files, without ``.csv``.
+        table: name of the files, without ``.csv``, or `SIGNALS`.
         where: what cells of a column have to be, a value or a list of them.
 
     Raises:
         UserError: if no line is left.
     """
-    paths = [path for folder in folders if (path := folder / f"{table}.csv").exists()]
-    lines = [line for path in paths for line in _read(path)]
+    if table == SIGNALS:
+        lines = [line for folder in folders for line in _read_signals(folder)]
+    else:
+        paths = [path for folder in folders if (path := folder / f"{table}.csv").exists()]
+        lines = [line for path in paths for line in _read(path)]
     found = [line for line in lines if all(_fits(line, column, wanted) for column, wanted in (where or {}).items())]
     if not found:
         raise UserError(f"no line of {table}.csv in {', '.join(map(str, folders))} has {where or 'any cell'}")
@@ -96,6 +104,23 @@ def _read(path: Path) -> list[Line]:
             if name in networks:
                 line |= {setting: str(value) for setting, value in networks[name].settings.items()}
     return lines
+
+
+def _read_signals(folder: Path) -> Iterator[Line]:
+    """The samples of signals with pictures in a results folder: the original of each, and what methods made."""
+    originals = set()
+    for row in ResultsFile(folder).rows():
+        pictures = Pictures.of_row(folder, row)
+        if row.channels != "signal" or not pictures.exist():
+            continue
+        files = [(row.method, pictures.reconstruction)]
+        if pictures.original not in originals:
+            files.insert(0, ("original", pictures.original))
+            originals.add(pictures.original)
+        for method, path in files:
+            facts = {"run": folder.name, "method": method, "dataset": row.dataset, "ratio": f"{row.ratio:g}"}
+            for sample, value in enumerate(read_npy(path)):
+                yield facts | {"sample": str(sample), "value": f"{value:.6g}"}
 
 
 def _fits(line: Line, column: str, wanted: Any) -> bool:

@@ -17,7 +17,7 @@ from measured import Line, grouped, mean, read_lines, values
 from workflow_files import Experiment, read_experiments
 
 from cs_models.errors import UserError
-from cs_models.evaluation.report.tables import markdown_table
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.results import write_table
 
 FORMATS = {"psnr_db": "{:.2f}", "ssim": "{:.3f}", "pcc": "{:.3f}"}

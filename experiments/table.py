@@ -18,9 +18,9 @@ from pivot import pivoted
 from workflow_files import Experiment, read_experiments
 
 from cs_models.errors import UserError
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.merge import merge
 from cs_models.evaluation.report.summary import PUBLISHED, Summary, summarise
-from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.report.wandb_runs import short_name
 from cs_models.evaluation.results import TABLE, ResultsFile, write_table
 from cs_models.training.reading import read_checkpoint

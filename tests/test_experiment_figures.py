@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cs_models.errors import UserError
+from cs_models.evaluation.pictures import Pictures
+from cs_models.evaluation.results import ResultsFile
 from tests.conftest import REPOSITORY
+from tests.test_evaluation_report import rows_of
 
 FOLDER = REPOSITORY / "experiments"
 
@@ -54,6 +58,22 @@ def test_a_map_shows_how_often_one_contains_the_other(runs: list[Path]) -> None:
     axes, *_ = drawn([panel | {"over": {"method": "b"}}], runs)
     assert np.allclose(axes.images[0].get_array(), 3)
     assert {text.get_text() for text in axes.texts} == {"3"}
+
+
+def test_signals_are_drawn_sample_by_sample(runs: list[Path]) -> None:
+    rows = rows_of("omp", [20.0], channels="signal")
+    for row in rows:
+        pictures = Pictures.of_row(runs[0], row)
+        pictures.write(torch.tensor([0.0, 1.0]).view(1, 2, 1), torch.tensor([0.25, 0.5]).view(1, 2, 1))
+    table = ResultsFile(runs[0])
+    table.repair()
+    for row in rows:
+        table.append(row)
+    panel = {"table": "signals", "x": "sample", "y": "value", "range": [0, 5]}
+    (axes,) = drawn([panel], runs[:1])
+    lines = [(line.get_label(), line.get_ydata().tolist()) for line in axes.lines]
+    assert lines == [("original", [0, 1]), ("omp", [0.25, 0.5])]
+    assert axes.get_xlim() == (0, 5)
 
 
 @pytest.mark.parametrize(

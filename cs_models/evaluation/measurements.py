@@ -13,7 +13,7 @@ from cs_models.evaluation.pictures import distinct_slugs, write_array, write_pic
 from cs_models.evaluation.plan import make_candidate
 from cs_models.evaluation.processes import choose_device
 from cs_models.evaluation.protocol import operator_label
-from cs_models.evaluation.report.tables import markdown_table
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.results import only_writer, write_table
 from cs_models.numerics import relative
 from cs_models.operators import make_operator, names_file, split_kind

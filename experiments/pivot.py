@@ -20,7 +20,7 @@ from cs_models.errors import UserError
 from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.results import write_table
 
-FORMATS = {"psnr_db": "{:.2f}", "ssim": "{:.3f}", "pcc": "{:.3f}"}
+FORMATS = {"psnr_db": "{:.2f}", "ssim": "{:.3f}", "pcc": "{:.3f}", "largest_batch": "{:.0f}"}
 NOT_TRANSCRIBED = "The paper's plots are not transcribed, so our figures stand alone."
 
 

@@ -28,8 +28,8 @@ from cs_models.zoo.methods import zoo
 ROUNDS = ((0.1,), (0.3, 0.5), (0.2, 0.4, 0.01))
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 FAST = ("linear", "pinv", "backprojection", "tv", "weighted_l1", "fista", "lasso", "stomp", "iht")
-# All but clomp and ddnm; for this a frozen diffusion model is needed.
-SLOW = ("pnp", "ista", "niht", "owlqn", "cosamp", "sp", "omp")
+# All but ddnm, which needs a frozen diffusion model.
+SLOW = ("pnp", "ista", "niht", "owlqn", "cosamp", "sp", "omp", "clomp_warm", "clomp", "irls")
 SETS = (("Set11", None), ("CBSD68", 10))
 # Released networks for any ratio. What the recursion paper calls COAST has 5 layers and another training than the
 # network of the COAST paper; their names keep the figures of that from standing beside them.

@@ -103,7 +103,7 @@ def check_together(method: ReconstructionModule, trainer: Trainer, data: PatchDa
         raise UserError(f"{method.name} takes {words[takes]} here, and data.channels is {words[has]}; make them equal")
     if data.measurements is not None and options.supervision == "ground_truth":
         raise UserError(
-            "data.measurements has no images; set training.supervision to measurements, equivariant or sure"
+            "data.measurements has no images; set training.supervision to splitting, measurements, equivariant or sure"
         )
     if data.measurements is None and options.supervision == "sure" and not options.sampling.noise_sigma:
         raise UserError("training.supervision sure is for noisy measurements; give training.sampling.noise_sigma")

@@ -181,10 +181,10 @@ class Execution:
             "fine-tune a copy of each network on the measurements of each image for so many steps (0)", "STEPS"
         ),
     )
-    adapt_rate: float = field(default=1e-4, metadata=_help("learning rate of --adapt (0.0001)", "RATE"))
-    adapt_loss: Literal["measurements", "equivariant", "sure"] = field(
-        default="measurements",
-        metadata=_help("what --adapt minimises (measurements, split; docs/unsupervised.md has the others)", "LOSS"),
+    adapt_rate: float = field(default=3e-5, metadata=_help("learning rate of --adapt (0.00003)", "RATE"))
+    adapt_loss: Literal["splitting", "measurements", "equivariant", "sure"] = field(
+        default="splitting",
+        metadata=_help("what --adapt minimises (splitting; docs/unsupervised.md has the others)", "LOSS"),
     )
 
 

@@ -34,9 +34,9 @@ class Training:
         ema_decay: decay of the exponential moving average of the weights, which validation and export then use;
             None for none.
         supervision: what the loss sees. "ground_truth": the images. Without them, for networks that take any operator:
-            "measurements", splitting and cycle consistency; "equivariant", equivariant imaging; "sure", Stein's
-            estimate for noise of known level; see `cs_models.training.supervision`.
-        cycle_weight: of cycle consistency beside splitting; 0 for splitting alone.
+            "splitting" of the measurements; "measurements", splitting and cycle consistency; "equivariant", equivariant
+            imaging; "sure", Stein's estimate for noise of known level; see `cs_models.training.supervision`.
+        cycle_weight: of cycle consistency beside splitting, in "measurements".
         equivariance_weight: of the turned and shifted images of "equivariant" and "sure"; 0 for the first term alone.
         log_loss: minimise the logarithm of each process's batch loss, which is also what is logged. A
             relative change of the error then counts the same at high ratios, where all errors are small, as at low
@@ -62,7 +62,7 @@ class Training:
     step_factor: float = 0.5
     weight_decay: float = 0.0
     ema_decay: float | None = None
-    supervision: Literal["ground_truth", "measurements", "equivariant", "sure"] = "ground_truth"
+    supervision: Literal["ground_truth", "splitting", "measurements", "equivariant", "sure"] = "ground_truth"
     cycle_weight: float = 0.1
     equivariance_weight: float = 1.0
     log_loss: bool = False
@@ -100,7 +100,7 @@ class Training:
         mode = f"training.supervision {self.supervision}"
         if self.sampling.matrices == "learned":
             raise UserError(f"{mode} has no images to learn sampling.matrices from; take gaussian or pca")
-        if self.supervision == "measurements" and self.sampling.kind == "fourier":
+        if self.supervision in ("splitting", "measurements") and self.sampling.kind == "fourier":
             raise UserError(f"{mode} splits the rows of a matrix, and sampling.kind fourier has none; take equivariant")
         if self.supervision == "sure" and self.log_loss:
             raise UserError(f"{mode} may be negative, which has no logarithm; set training.log_loss false")

@@ -60,9 +60,10 @@ def loss_without_truth(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """A loss of `LOSSES` by its name, with the weight and the seed of a training's options."""
-    loss, weight = LOSSES[kind]
+    loss, name = LOSSES[kind]
+    weight = 0.0 if name is None else getattr(options, name)
     shared = torch.Generator().manual_seed(mix(options.sampling.seed, step, _STREAM))
-    return loss(estimate, y, operator, getattr(options, weight), shared, generator)
+    return loss(estimate, y, operator, weight, shared, generator)
 
 
 def splitting_loss(
@@ -210,11 +211,11 @@ def sure(
 def _splittable(operator: MeasurementOperator) -> MatrixOperator:
     if not isinstance(operator, MatrixOperator):
         raise UserError(
-            f"supervision measurements splits the rows of a matrix, and {operator.spec['kind']} has none; "
+            f"splitting takes the rows of a matrix apart, and {operator.spec['kind']} has none; "
             "take equivariant or sure"
         )
     if len(operator.matrix) < 2:
-        raise UserError("supervision measurements splits the rows of a matrix in two parts; this one has 1 row")
+        raise UserError("splitting takes the rows of a matrix apart, and this one has 1 row")
     return operator
 
 
@@ -232,9 +233,10 @@ def _turned(x: Tensor, shared: torch.Generator) -> Tensor:
     return x.transpose(-2, -1) if transposed and x.shape[-2] == x.shape[-1] else x
 
 
-LOSSES: dict[str, tuple[Callable[..., Tensor], str]] = {
+LOSSES: dict[str, tuple[Callable[..., Tensor], str | None]] = {
+    "splitting": (splitting_loss, None),
     "measurements": (splitting_loss, "cycle_weight"),
     "equivariant": (equivariant_loss, "equivariance_weight"),
     "sure": (sure_loss, "equivariance_weight"),
 }
-"""Of each kind of supervision its loss, and the option that weighs the loss's last term."""
+"""Of each kind of supervision its loss, and the option that weighs the loss's last term; without one it is left out."""

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import torch
@@ -25,7 +26,6 @@ from matplotlib.figure import Figure
 from programs import GrowingTable
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms.functional import center_crop
 
 from cs_models.errors import UserError
 from cs_models.evaluation import protocol
@@ -74,7 +74,10 @@ def _as_columns(signals: Tensor) -> Tensor:
 
 def _square(image: Tensor, side: int) -> Tensor:
     """The middle of an image ``(1, H, W)``, scaled to ``(1, 1, side, side)``."""
-    square = center_crop(image, [min(image.shape[1:])] * 2)[None]
+    height, width = image.shape[1:]
+    size = min(height, width)
+    top, left = (height - size) // 2, (width - size) // 2
+    square = image[None, :, top : top + size, left : left + size]
     return interpolate(square, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
 
 
@@ -114,16 +117,16 @@ class Table:
         """The line of a case."""
         case = (method, source.signals, source.count, source.n, source.sparse_rate, ratio, seed)
 
-        def measure() -> dict[str, float]:
+        def measure() -> dict[str, float | None]:
             scores = _scores(method, _load(source), ratio, seed)
             text = ", ".join(f"{name} {scores[name]:.3f}" for name in SCORES if name in scores)
             kind = f", Kr {source.sparse_rate:g}" if source.sparse_rate else f", {source.signals}"
             print(f"n {source.n}{kind}, Sr {ratio:.2f}, {method}: {text}", flush=True)
-            return dict.fromkeys(COLUMNS) | scores
+            return {name: scores.get(name) for name in COLUMNS}
 
         line = self._table.line(case, measure)
-        measured = [line[name] for name in COLUMNS[len(case) :]]
-        return Means(*case, *(float(text) if text else None for text in measured))
+        measured: list[Any] = [float(line[name]) if line[name] else None for name in COLUMNS[len(case) :]]
+        return Means(*case, *measured)
 
 
 @cache

@@ -143,7 +143,8 @@ def _draw_curves(axes: Axes, panel: Panel, lines: list[Line]) -> None:
             axes.xaxis.set_major_formatter("{x:g}")
     axes.set(ylim=panel.limits, xlim=panel.range)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    # Below the picture, where it hides no curve.
+    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
 
 
 def _draw_map(figure: Figure, axes: Axes, panel: Panel, lines: list[Line], others: list[Line]) -> None:

@@ -154,11 +154,12 @@ class L1Solver(ConvexSolver):
     def problem(self, y: Tensor, operator: MeasurementOperator) -> L1Problem:
         """The problem that `solve` minimises, for measurements on the device of y."""
         check_measurements(y, operator)
-        threshold: float | Tensor = self.weight_for(operator, y) / PEAK
+        weight = self.weight_for(operator, y) / PEAK
+        threshold: float | Tensor = weight
         if self.by_frequency:
-            threshold = threshold * radial_frequency(operator.image_size, y.real)
+            threshold = weight * radial_frequency(operator.image_size, y.real)
         elif self.intercept:
-            threshold = y.real.new_full(operator.image_size, threshold)
+            threshold = y.real.new_full(operator.image_size, weight)
             threshold[0, 0] = 0
         transform = make_transform(self.transform)
         height, width = operator.image_size

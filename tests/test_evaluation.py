@@ -484,13 +484,16 @@ def test_colour_is_measured_channel_by_channel(data: Path, tmp_path: Path) -> No
     assert row.ssim == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_own_picture_is_reconstructed_in_colour(data: Path, tmp_path: Path) -> None:
+def test_an_own_picture_is_reconstructed_in_colour(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert main(command(data, out, "--image", str(data / "tiny/2.png"), methods="tv")) == 0
     row = next(read_rows(out / "per_image.csv"))
     assert (row.dataset, row.image, row.channels) == ("image", "2", "rgb")
     (picture,) = out.glob("images/*/2/0.3/tv_*.png")
     assert np.asarray(Image.open(picture)).shape == (33, 66, 3)
+    assert f"tv at 0.3, {row.psnr_db:.2f} dB: {picture}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -578,8 +581,15 @@ def test_real_measurements_are_reconstructed_without_a_ground_truth(
         ("tv", "1"),
     ]
     assert float(lines[0]["residual"]) < 1e-5
+    assert all((out / line["file"]).is_file() for line in lines)
     assert [float(lines[1][key]) for key in ("lowest", "highest")] == pytest.approx([low, high], rel=0.01)
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if "values from" in line]
+    printed = capsys.readouterr().out.splitlines()
+    assert {str(out / line["file"]) for line in lines} < set(printed)
+    for name in ("reconstructions.md", "reconstructions.html", "figures/reconstructions.png"):
+        assert str(out / name) in printed
+        assert (out / name).is_file()
+    assert "data:image/png;base64," in (out / "reconstructions.html").read_text()
+    (said,) = [line for line in printed if "values from" in line]
     assert said.startswith("measured as block:8 from phi.npy; values from ")
     assert said.endswith("span each image's own range; methods are made for images in [0, 1]")
 

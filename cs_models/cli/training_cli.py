@@ -24,6 +24,7 @@ from cs_models.locks import holding, is_lock
 from cs_models.settings import check_range
 from cs_models.training.callbacks import ExportCheckpoint, FaultReport, FolderLock, LogConfig, StopOnSigterm, Throughput
 from cs_models.training.checkpoint_io import TrainingCheckpoint
+from cs_models.training.curves import DrawCurves
 from cs_models.training.lightning import LightningTraining
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.trainer import Trainer
@@ -68,6 +69,7 @@ def run(words: Sequence[str] | None) -> LightningCLI:
             "callbacks": [
                 FolderLock(),
                 ExportCheckpoint(),
+                DrawCurves(),
                 Throughput(),
                 LearningRateMonitor("step"),
                 StopOnSigterm(),

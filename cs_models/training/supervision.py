@@ -24,6 +24,8 @@ Estimator = Callable[[Tensor, MeasurementOperator], Tensor]
 _STREAM = 2
 # Standard deviation of the probe of a divergence, for images in [0, 1]: bfloat16 still sees it, curvature does not.
 PROBE = 0.01
+# Of a mean error whose root still has a gradient.
+SMALLEST_ERROR = 1e-12
 
 
 def unsupervised_loss(
@@ -60,25 +62,41 @@ def loss_without_truth(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """A loss of `LOSSES` by its name, with the weight and the seed of a training's options."""
-    loss, name = LOSSES[kind]
-    weight = 0.0 if name is None else getattr(options, name)
     shared = torch.Generator().manual_seed(mix(options.sampling.seed, step, _STREAM))
-    return loss(estimate, y, operator, weight, shared, generator)
+    return LOSSES[kind](estimate, y, operator, options, shared, generator)
 
 
 def splitting_loss(
     estimate: Estimator,
     y: Tensor,
     operator: MeasurementOperator,
-    cycle_weight: float,
+    options: Training,
     shared: torch.Generator,
     own: torch.Generator | None = None,
 ) -> Tensor:
-    """Measurement splitting and cycle consistency.
+    """Measurement splitting alone: ``sqrt(mean |A_2 x_1 - y_2| mean |A_1 x_2 - y_1|)`` with x_i, A_i of `_Split`.
 
-    The M rows of A fall at random into two parts, the first of q rows with q uniform in 1..M-1. With ``x_i = f(y_i,
-    A_i)`` the loss is ``(|A_2 x_1 - y_2|_1 + |A_1 x_2 - y_1|_1) / M + w (C(x_1) + C(x_2))``: what one part of the
-    measurements says is predicted from the other. C is `cycle_loss`; with w = 0 there is splitting alone.
+    The geometric mean counts a relative change of both errors alike. In the sum of `measurements_loss` an estimate
+    from nearly all rows hardly counts, since it is held against the few others.
+
+    Raises:
+        UserError: if A has no rows that could be split.
+    """
+    split = _Split(estimate, y, operator, shared)
+    return torch.stack([error.mean().clamp_min(SMALLEST_ERROR) for error in split.errors]).prod().sqrt()
+
+
+def measurements_loss(
+    estimate: Estimator,
+    y: Tensor,
+    operator: MeasurementOperator,
+    options: Training,
+    shared: torch.Generator,
+    own: torch.Generator | None = None,
+) -> Tensor:
+    """Splitting and cycle consistency: ``(|A_2 x_1 - y_2|_1 + |A_1 x_2 - y_1|_1) / M + w (C(x_1) + C(x_2))``.
+
+    x_i and A_i are those of `_Split`, C is `cycle_loss`, w is `training.cycle_weight`.
 
     Chen, Zhang, Liu, Zhang, Zhang, "Self-Supervised Scalable Deep Compressed Sensing" (SCNet), IJCV 2024. There, every
     image of a batch has its own rows; here all images of a step share them, as they share A.
@@ -86,16 +104,33 @@ def splitting_loss(
     Raises:
         UserError: if A has no rows that could be split.
     """
-    matrix = _splittable(operator)
-    order = torch.randperm(len(matrix.matrix), generator=shared)
-    first = int(torch.randint(1, len(order), (), generator=shared))
-    parts = [(y[..., rows.to(y.device)], _rows(matrix, rows)) for rows in (order[:first], order[first:])]
-    images = [estimate(*part) for part in parts]
-    errors = [(other(x) - other_y).abs().sum() for x, (other_y, other) in zip(images, reversed(parts), strict=True)]
-    loss = torch.stack(errors).sum() / y.numel()
-    if cycle_weight:
-        loss = loss + cycle_weight * sum(cycle_loss(estimate, x, matrix, shared) for x in images)
+    split = _Split(estimate, y, operator, shared)
+    loss = torch.stack([error.sum() for error in split.errors]).sum() / y.numel()
+    weight = options.cycle_weight
+    if weight:
+        loss = loss + weight * sum(cycle_loss(estimate, x, split.operator, shared) for x in split.images)
     return loss
+
+
+class _Split:
+    """What one part of the measurements says is predicted from the other.
+
+    The M rows of A fall at random into two parts, the first of q rows with q uniform in 1..M-1; all images share them.
+
+    Attributes:
+        operator: A.
+        images: ``x_i = f(y_i, A_i)`` of both parts, each ``(N, 1, H, W)``.
+        errors: ``|A_2 x_1 - y_2|`` and ``|A_1 x_2 - y_1|`` of each measurement.
+    """
+
+    def __init__(self, estimate: Estimator, y: Tensor, operator: MeasurementOperator, shared: torch.Generator) -> None:
+        self.operator = matrix = _splittable(operator)
+        order = torch.randperm(len(matrix.matrix), generator=shared)
+        first = int(torch.randint(1, len(order), (), generator=shared))
+        parts = [(y[..., rows.to(y.device)], _rows(matrix, rows)) for rows in (order[:first], order[first:])]
+        self.images = [estimate(*part) for part in parts]
+        others = zip(self.images, reversed(parts), strict=True)
+        self.errors = [(other(x) - other_y).abs() for x, (other_y, other) in others]
 
 
 def cycle_loss(estimate: Estimator, x: Tensor, operator: MatrixOperator, shared: torch.Generator) -> Tensor:
@@ -121,16 +156,19 @@ def equivariant_loss(
     estimate: Estimator,
     y: Tensor,
     operator: MeasurementOperator,
-    weight: float,
+    options: Training,
     shared: torch.Generator,
     own: torch.Generator | None = None,
 ) -> Tensor:
     """Equivariant imaging: ``mean (A x_1 - y)^2 + w E(x_1)`` with ``x_1 = f(y, A)`` and E as in `equivariance`.
 
+    w is `training.equivariance_weight`.
+
     Chen, Tachella, Davies, "Equivariant Imaging: Learning Beyond the Range Space", ICCV 2021.
     """
     x = estimate(y, operator)
     consistency = (operator(x) - y).abs().square().mean()
+    weight = options.equivariance_weight
     return consistency + weight * equivariance(estimate, x, operator, shared, own) if weight else consistency
 
 
@@ -163,7 +201,7 @@ def sure_loss(
     estimate: Estimator,
     y: Tensor,
     operator: MeasurementOperator,
-    weight: float,
+    options: Training,
     shared: torch.Generator,
     own: torch.Generator | None = None,
 ) -> Tensor:
@@ -181,6 +219,7 @@ def sure_loss(
         )
     x = estimate(y, operator)
     risk = sure(estimate, x, y, operator, own)
+    weight = options.equivariance_weight
     return risk + weight * equivariance(estimate, x, operator, shared, own) if weight else risk
 
 
@@ -233,10 +272,10 @@ def _turned(x: Tensor, shared: torch.Generator) -> Tensor:
     return x.transpose(-2, -1) if transposed and x.shape[-2] == x.shape[-1] else x
 
 
-LOSSES: dict[str, tuple[Callable[..., Tensor], str | None]] = {
-    "splitting": (splitting_loss, None),
-    "measurements": (splitting_loss, "cycle_weight"),
-    "equivariant": (equivariant_loss, "equivariance_weight"),
-    "sure": (sure_loss, "equivariance_weight"),
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "splitting": splitting_loss,
+    "measurements": measurements_loss,
+    "equivariant": equivariant_loss,
+    "sure": sure_loss,
 }
-"""Of each kind of supervision its loss, and the option that weighs the loss's last term; without one it is left out."""
+"""Of each kind of supervision its loss."""

@@ -33,7 +33,7 @@ NAMES = {
     "pcc": "PCC",
     "ratio": "Sr",
     "sparse_rate": "Kr",
-    "least_ratio": "least Sr with SSIM > 0.9",
+    "least_ratio": "least Sr",
     "n": "n",
 }
 

@@ -36,7 +36,8 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 # Whether pyproject.toml and constraints.txt fit together, with wheels alone, for every Python and system of SYSTEMS;
-# nothing is installed. The oldest macOS is 13.
+# nothing is installed. The oldest macOS is 13. connection-pool, a part of snakemake in pure Python, is published as
+# source alone.
 PYTHONS ?= 3.11 3.12 3.13 3.14
 SYSTEMS ?= x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin x86_64-pc-windows-msvc
 resolve: export MACOSX_DEPLOYMENT_TARGET = 13.0
@@ -44,7 +45,8 @@ resolve: | $(UV)
 	for python in $(PYTHONS); do for system in $(SYSTEMS); do \
 		echo "Python $$python, $$system"; \
 		$(UV) pip compile --quiet --python-version $$python --python-platform $$system --only-binary :all: \
-			pyproject.toml --extra dev --extra docs --constraint constraints.txt --output-file /dev/null || exit 1; \
+			--no-binary connection-pool pyproject.toml --extra dev --extra docs --constraint constraints.txt \
+			--output-file /dev/null || exit 1; \
 	done; done
 
 clean:

@@ -199,7 +199,7 @@ def solvers(options: argparse.Namespace) -> Iterator[Facts]:
 
     height, width = (32, 32) if options.toy else (2160, 3840)
     for method in ("clomp", "clomp_warm", "iht", "omp"):
-        seconds, peak = run(method, height, width, 0.3, options.device)
+        seconds, peak, _ = run(method, height, width, 0.3, options.device)
         yield {"method": method, "size": f"{width}x{height}", "seconds": seconds, "peak GB": peak}
 
 

@@ -10,9 +10,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from cs_models.evaluation.results import write_table
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
 from cs_models.networks.unfolding.module import UnfoldingTraining
@@ -62,7 +64,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--out", type=Path, help="folder for recursion.csv")
     options = parser.parse_args()
+    lines: list[list[str]] = []
     precision = torch.bfloat16 if options.precision == "bf16" else torch.float32
     print(f"{'network':16} {'full':>9} {'random':>9} {'random/full':>12} {'iterations':>11}")
     for name, build in networks().items():
@@ -84,6 +88,11 @@ def main() -> None:
             f"{name:16} {statistics.mean(fixed):8.3f}s {statistics.mean(drawn):8.3f}s {ratio:12.2f} "
             f"{statistics.mean(counts):5.1f} of {sum(full)}"
         )
+        for kind, seconds, iterations in (("full", fixed, sum(full)), ("random", drawn, statistics.mean(counts))):
+            lines.append([name, kind, f"{statistics.mean(seconds):.4g}", f"{iterations:g}"])
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_table(options.out / "recursion.csv", ["network", "counts", "seconds", "iterations"], lines)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from idm_memory import MEBIBYTE, SavedTensors
 
+from cs_models.evaluation.results import write_table
 from cs_models.networks.learned_sampling.csnet_plus import CSNetPlusConfig, CSNetPlusModule
 from cs_models.networks.learned_sampling.network import LearnedSamplingModule
 from cs_models.networks.learned_sampling.rk_ccsnet import RKCCSNetConfig, RKCCSNetModule
@@ -65,7 +67,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder for wiring_table6.csv")
     options = parser.parse_args()
+    lines: list[list[str]] = []
     torch.set_num_threads(options.threads)
     x = torch.rand(options.batch, 1, options.size, options.size)
     print("| network | | parameters | kept MiB | peak MiB | GB at the paper's batch | paper GB | s/step |")
@@ -85,6 +89,11 @@ def main() -> None:
                 f"| {seconds:.2f} (x {seconds / first[2]:.2f}) |",
                 flush=True,
             )
+            lines.append([name, words, str(count), f"{gigabytes:.3f}", f"{peak:.2f}", f"{seconds:.4g}"])
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        columns = ["network", "switches", "parameters", "kept_gb", "peak_mib", "seconds"]
+        write_table(options.out / "wiring_table6.csv", columns, lines)
 
 
 if __name__ == "__main__":

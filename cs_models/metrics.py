@@ -111,17 +111,20 @@ def pcc(x: Tensor, target: Tensor) -> Tensor:
 
 
 def sparse_rate(signals: Tensor, by: Literal["dct", "fft"] = "dct", share: float = 0.98) -> Tensor:
-    """Kr of the CLOMP paper: the share of a signal's coefficients that hold 98 % of the sum of their magnitudes.
+    """Kr of the CLOMP paper: the share of the coefficients that hold 98 % of the sum of their magnitudes.
 
     Args:
-        signals: ``(N, n)``.
+        signals: ``(N, n)``, or images ``(N, H, W)``, whose transform is the 2-D one.
         by: "dct", as the paper says, or "fft", as its code does.
         share: of the sum.
 
     Returns:
         ``(N,)`` in float64, at least 1 / n.
     """
-    magnitudes = (dct(signals.double()) if by == "dct" else torch.fft.fft(signals.double())).abs()
+    spectrum = signals.double()
+    for dim in range(1, signals.ndim):
+        spectrum = dct(spectrum, dim) if by == "dct" else torch.fft.fft(spectrum, dim=dim)
+    magnitudes = spectrum.abs().flatten(1)
     held = magnitudes.sort(dim=1, descending=True).values.cumsum(1)
     return ((held < share * held[:, -1:]).sum(1) + 1).double() / held.shape[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -50,6 +51,7 @@ class SignalSet:
         summary: one line: how many signals, what they are.
         citation: where it was published.
         file: its file under the data directory; None where the signals are computed.
+        make: computes the signals ``(N, n)`` of a seed, where there is no file.
         missing: the value that stands for a missing sample.
     """
 
@@ -57,6 +59,7 @@ class SignalSet:
     summary: str
     citation: str
     file: str | None = None
+    make: Callable[[int], npt.NDArray[np.floating]] | None = None
     missing: float | None = None
 
 
@@ -80,6 +83,13 @@ SIGNALS: dict[str, SignalSet] = {
             name="synthetic",
             summary="200 signals of 1000 samples, sparse in the DCT, made on the fly",
             citation="the generator of the CLOMP paper",
+            make=lambda seed: synthetic_signals(seed=seed),
+        ),
+        SignalSet(
+            name="two_tones",
+            summary="one signal of 5000 samples over 1/8 s: tones of 697 and 1633 Hz, as a telephone's key A sounds",
+            citation="the example of many a tutorial, such as Taylor, Compressed Sensing in Python, 2016",
+            make=lambda seed: two_tones(),
         ),
     )
 }
@@ -195,8 +205,8 @@ def load_signals(
             signal of which every sample is missing.
     """
     known = SIGNALS.get(str(source))
-    if known is not None and known.file is None:
-        made = synthetic_signals(seed=seed)
+    if known is not None and known.make is not None:
+        made = known.make(seed)
         return Signals(numbered(len(made)), made.astype(np.float64), np.zeros(len(made), dtype=np.int64))
     if known is not None and known.file is not None:
         path, missing = resolve_data_dir(data_dir) / known.file, known.missing
@@ -248,6 +258,12 @@ def _fill_gaps(samples: npt.NDArray[np.float64], names: list[str], missing: floa
         signal[gaps] = np.interp(time[gaps], time[~gaps], signal[~gaps])
         filled[index] = gaps.sum()
     return filled
+
+
+def two_tones(n: int = 5000) -> npt.NDArray[np.float64]:
+    """``sin(1394 pi t) + sin(3266 pi t)`` for t from 0 to 1/8 s, ``(1, n)``."""
+    time = np.linspace(0, 1 / 8, n)
+    return (np.sin(1394 * np.pi * time) + np.sin(3266 * np.pi * time))[None]
 
 
 def synthetic_signals(

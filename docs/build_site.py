@@ -39,6 +39,8 @@ DOCUMENTED = (
     *("datamodules/catalog.py", "datamodules/measurements.py", "datamodules/patches.py"),
 )
 PAGE = "try.html"
+# The folder of docs/ with what the experiments gave.
+RESULTS = "experiments"
 BROWSER = """\
 # In the browser
 
@@ -58,8 +60,7 @@ def assemble(target: Path) -> None:
     for path in (target / "gallery").glob("*.*"):
         if path.name.split(".")[0] not in scripts:
             path.unlink()
-    pages = {f"docs/{page.name}": page.name for page in sorted((REPOSITORY / "docs").glob("*.md"))} | OUTSIDE
-    pictures = {f"docs/{path.name}": path.name for path in (REPOSITORY / "docs").glob("*.png")} | PICTURES
+    pages, pictures = inside("md") | OUTSIDE, inside("png") | PICTURES
     places = pages | pictures
     for source, place in pages.items():
         path = REPOSITORY / source
@@ -75,6 +76,14 @@ def assemble(target: Path) -> None:
     entries = [f"   {module.removeprefix('cs_models.')} <{module}>" for module in modules()]
     tree = ["Modules", "=======", "", ".. toctree::", "   :maxdepth: 1", "", *entries, ""]
     (reference / "index.rst").write_text("\n".join(tree), encoding="utf-8")
+
+
+def inside(suffix: str) -> dict[str, str]:
+    """Files of docs/ and of its folder of results: place in the repository, and on the site."""
+    docs = REPOSITORY / "docs"
+    found = {f"docs/{path.name}": path.name for path in sorted(docs.glob(f"*.{suffix}"))}
+    results = sorted((docs / RESULTS).glob(f"*.{suffix}"))
+    return found | {f"docs/{RESULTS}/{path.name}": f"{RESULTS}_{path.name}" for path in results}
 
 
 def moved(text: str, folder: Path, places: dict[str, str]) -> str:
@@ -112,7 +121,7 @@ def modules() -> Iterator[str]:
 
 def index(with_page: bool) -> str:
     """The trees of contents, which are put below the first page's text."""
-    guide = [*GUIDE, *sorted({page.stem for page in (REPOSITORY / "docs").glob("*.md")} - {*GUIDE, "solvers"})]
+    guide = [*GUIDE, *sorted({Path(place).stem for place in inside("md").values()} - {*GUIDE, "solvers"})]
     trees = {
         "Guide": guide,
         "See": ["gallery/index", *(["browser"] if with_page else [])],

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from workflow_files import Experiment, read_experiments, without_ratio
+from measured import read_lines
+from pivot import pivoted
+from safetensors import safe_open
+from workflow_files import Experiment, read_experiments
 
 from cs_models.errors import UserError
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.merge import merge
 from cs_models.evaluation.report.summary import PUBLISHED, Summary, summarise
-from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.report.wandb_runs import short_name
-from cs_models.evaluation.results import ResultsFile, write_table
+from cs_models.evaluation.results import TABLE, ResultsFile, write_table
 
 FORMATS = {"psnr_db": "{:.2f}", "ssim": "{:.4f}", "pcc": "{:.3f}", "seconds": "{:.3g}", "images_per_second": "{:.3g}"}
 UNITS = {
@@ -28,6 +33,8 @@ UNITS = {
     "pcc": "PCC",
     "seconds": "seconds",
     "images_per_second": "images a second",
+    "peak_memory_mb": "memory on the GPU in MiB",
+    "macs": "multiply-adds",
 }
 
 Key = tuple[str, str, float]
@@ -46,7 +53,7 @@ def table(experiment: Experiment, summaries: list[Summary], scale: str) -> tuple
     cells: dict[tuple[str, str], dict[float, str]] = defaultdict(dict)
     lines = []
     for one in summaries:
-        name = without_ratio(short_name(one.method), one.ratio)
+        name = experiment.shown(short_name(one.method), one.ratio)
         theirs = printed.get(_key(experiment, name, one.dataset, one.ratio), {})
         ours = {column: getattr(one, column) for column in experiment.columns}
         lines += [
@@ -70,23 +77,71 @@ def table(experiment: Experiment, summaries: list[Summary], scale: str) -> tuple
     if experiment.source is None:
         sections.append("The paper's figures of this table are not transcribed, so ours stand alone.")
     if experiment.missing:
-        sections.append(f"Not at hand: {', '.join(experiment.missing)}. A folder or table of this name is taken.")
+        missing = ", ".join(experiment.missing)
+        sections.append(f"Not at hand: {missing}. A folder or file of this name in the data directory is taken.")
     return "\n\n".join([*sections, markdown_table(header, rows), experiment.about.strip()]).strip() + "\n", lines
+
+
+def rivals(experiment: Experiment) -> str:
+    """What the paper prints of methods that are not run here, on the same sets; empty if nothing."""
+    ours = experiment.paper.get("methods", {}).values()
+    sets = {experiment.paper.get("datasets", {}).get(name, name) for name in experiment.datasets}
+    cells: dict[tuple[str, str], dict[float, str]] = defaultdict(dict)
+    for line in _lines_of(experiment.source):
+        run = any(_is(paper, line) for paper in ours)
+        if not run and line["dataset"] in sets and float(line["ratio"]) in experiment.ratios:
+            printed = " / ".join(filter(None, (line["psnr_db"], line["ssim"])))
+            cells[line["method"], line["dataset"]][float(line["ratio"])] = printed
+    if not cells:
+        return ""
+    header = ["printed in the paper", "data set", *(f"{ratio:g}" for ratio in experiment.ratios)]
+    rows = [[*key, *(by_ratio.get(ratio, "") for ratio in experiment.ratios)] for key, by_ratio in cells.items()]
+    return f"Methods that are not run here, as the paper prints them:\n\n{markdown_table(header, rows)}"
+
+
+def trainings(experiment: Experiment, folders: Sequence[Path]) -> str:
+    """What the trainings took; empty if there are none."""
+    rows = []
+    for folder in folders:
+        if folder.name in experiment.trainings:
+            with safe_open(folder / "model.safetensors", framework="numpy") as file:
+                made = json.loads(file.metadata()["cs_models"])["provenance"]
+            steps, hours = int(made["steps"]), float(made["seconds"]) / 3600
+            rows.append([folder.name, f"{steps:,}", f"{hours:.2f}", f"{3600 * hours / steps:.3g}", made["precision"]])
+    if not rows:
+        return ""
+    return markdown_table(["training", "steps", "hours", "seconds a step", "precision"], rows)
+
+
+def measurements(experiment: Experiment, folders: Sequence[Path]) -> str:
+    """The table of what programs measured, or of what eval.py wrote beside its own; empty if there is none."""
+    pivot = experiment.pivot
+    if not pivot or not any((folder / f"{pivot['table']}.csv").exists() for folder in folders):
+        return ""
+    header, rows = pivoted(pivot, read_lines(folders, pivot["table"], pivot.get("where")))
+    return f"{' / '.join(pivot['values'])}:\n\n{markdown_table(header, rows)}"
 
 
 def published(experiment: Experiment) -> dict[Key, dict[str, float]]:
     """What the paper prints, by its own names and part of the note."""
     figures: dict[Key, dict[str, float]] = {}
-    with PUBLISHED.open(newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            if line["source"] != experiment.source:
-                continue
-            for name, paper in experiment.paper.get("methods", {}).items():
-                if paper["method"] == line["method"] and paper.get("note", "") in line["note"]:
-                    values = {"psnr_db": line["psnr_db"], "ssim": line["ssim"]}
-                    key = name, line["dataset"], float(line["ratio"])
-                    figures[key] = {column: float(value) for column, value in values.items() if value}
+    for line in _lines_of(experiment.source):
+        for name, paper in experiment.paper.get("methods", {}).items():
+            if _is(paper, line):
+                values = {"psnr_db": line["psnr_db"], "ssim": line["ssim"]}
+                key = name, line["dataset"], float(line["ratio"])
+                figures[key] = {column: float(value) for column, value in values.items() if value}
     return figures
+
+
+def _lines_of(source: str | None) -> list[dict[str, str]]:
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
+        return [line for line in csv.DictReader(file) if line["source"] == source]
+
+
+def _is(paper: dict[str, str], line: dict[str, str]) -> bool:
+    """Whether a printed figure is that of a method as an experiment names it."""
+    return paper["method"] == line["method"] and paper.get("note", "") in line["note"]
 
 
 def _key(experiment: Experiment, method: str, dataset: str, ratio: float) -> Key:
@@ -107,8 +162,10 @@ def main() -> int:
     words = parser.parse_args()
     try:
         experiment = read_experiments(Path(__file__).parent, words.scale, words.data_dir)[words.name]
-        merge(words.folders, words.out / "report")
+        merge([folder for folder in words.folders if (folder / TABLE).exists()], words.out / "report")
         page, lines = table(experiment, summarise(ResultsFile(words.out / "report").rows()), words.scale)
+        more = measurements(experiment, words.folders), trainings(experiment, words.folders), rivals(experiment)
+        page = "\n\n".join([page.strip(), *filter(None, more)]) + "\n"
         write_table(words.out / "table.csv", ["method", "dataset", "ratio", "figure", "ours", "paper"], lines)
         (words.out / "table.md").write_text(page, encoding="utf-8")
     except UserError as error:

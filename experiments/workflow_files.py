@@ -9,25 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from trainings import NETWORKS, Chosen, Network, at_scale, choose, read_networks
 
 from cs_models.errors import UserError
 from datamodules.catalog import find_images, resolve_data_dir
 from datamodules.signals import SIGNALS
 
 SCALES = "scales.yaml"
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network that is trained.
-
-    Attributes:
-        words: options of train.py.
-        each_ratio: whether every ratio has a training of its own.
-    """
-
-    words: str
-    each_ratio: bool = False
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -43,12 +32,18 @@ class Experiment:
         datasets: sets of images or signals, those that are at hand.
         missing: those that are not.
         methods: training-free methods.
-        networks: trained ones, by name.
+        networks: trained ones.
         evaluate: options of eval.py.
-        train_words: options of train.py that the scale adds.
         paper: what the paper calls the methods and data sets; ``{method: {method: NAME, note: PART OF THE NOTE}}`` and
             ``{dataset: NAME}``.
         columns: what the table shows of each ratio, fields of a summary.
+        programs: scripts in ``benchmarks``, or subcommands of ``cs-models``, with their options, by name; they measure
+            what eval.py does not. ``{NETWORK}`` is a trained network of the experiment at its first ratio, ``{image}``
+            the first image of its first set.
+        plot: panels of the figure, see curves.py; without any there is no figure.
+        pivot: a table of what the programs wrote, see pivot.py.
+        evaluated: off, the networks are for the programs alone.
+        data_dir: folder of the data sets; None for the usual one.
     """
 
     name: str
@@ -57,39 +52,87 @@ class Experiment:
     datasets: tuple[str, ...]
     missing: tuple[str, ...]
     methods: tuple[str, ...]
-    networks: dict[str, Network]
+    networks: tuple[Chosen, ...]
     evaluate: str
-    train_words: str
     source: str | None = None
     about: str = ""
     paper: dict[str, Any] = field(default_factory=dict)
     columns: tuple[str, ...] = ("psnr_db", "ssim")
+    programs: dict[str, str] = field(default_factory=dict)
+    plot: list[dict[str, Any]] = field(default_factory=list)
+    pivot: dict[str, Any] = field(default_factory=dict)
+    evaluated: bool = True
+    data_dir: str | None = None
 
     @cached_property
     def percents(self) -> list[str]:
         """The ratios as they appear in the names of folders."""
         return [f"{100 * ratio:g}" for ratio in self.ratios]
 
-    def networks_at(self, ratio: float) -> list[str]:
-        """The trainings whose networks are evaluated at a ratio."""
+    @property
+    def files(self) -> list[str]:
+        """What the experiment ends in."""
+        return ["table.md", "figure.png"] if self.plot else ["table.md"]
+
+    @property
+    def marks(self) -> list[str]:
+        """The files that say that a training, an evaluation or a program has ended; experiments share trainings."""
         return [
-            f"{name}_{100 * ratio:g}".replace(".", "p") if network.each_ratio else name
-            for name, network in self.networks.items()
+            *(f"train/{name}/trained" for name in self.trainings),
+            *(f"{self.name}/evaluate/{percent}/evaluated" for percent in self.percents if self.compared),
+            *(f"{self.name}/measure/{name}/measured" for name in self.programs),
         ]
 
-    def training_words(self, training: str) -> str:
-        """The options of a training, ready for a shell."""
-        for ratio in self.ratios:
-            for name, network in zip(self.networks_at(ratio), self.networks.values(), strict=True):
-                if name == training:
-                    own = f" --model.init_args.training.sampling.ratios=[{ratio}]" if network.each_ratio else ""
-                    return shlex.join(shlex.split(network.words + own + " " + self.train_words))
-        raise UserError(f"experiment {self.name} has no training '{training}'")
+    @property
+    def compared(self) -> bool:
+        """Whether there is anything to evaluate: programs may be all there is, or need networks alone."""
+        return bool(self.methods or self.networks) and self.evaluated
+
+    @property
+    def trainings(self) -> dict[str, str]:
+        """The options of every training, ready for a shell, by its name."""
+        return {
+            one.training(ratio): shlex.join(shlex.split(one.words(ratio)))
+            for ratio in self.ratios
+            for one in self.networks
+        }
+
+    def networks_at(self, ratio: float) -> list[str]:
+        """The trainings whose networks are evaluated at a ratio."""
+        return [one.training(ratio) for one in self.networks]
+
+    def shown(self, method: str, ratio: float) -> str:
+        """What tables call a method: a network by its name in the experiment, not by that of its training."""
+        known = {one.training(ratio): one.label for one in self.networks}
+        return known.get(method, method)
+
+    def program_words(self, program: str, trainings: Path) -> str:
+        """What the interpreter is called with for a program, ready for a shell, but for the output folder."""
+        places = {
+            one.name: (trainings / one.training(self.ratios[0]) / "model.safetensors").as_posix()
+            for one in self.networks
+        }
+        if "{image}" in self.programs[program]:
+            places["image"] = self._first_image()
+        first, *others = shlex.split(self.programs[program])
+        start = ["-m", "cs_models"] if first == "cs-models" else [str(BENCHMARKS / first)]
+        return shlex.join([*start, *(word.format(**places) for word in others)])
+
+    def _first_image(self) -> str:
+        try:
+            return str(find_images(self.datasets[0], self.data_dir)[0].path)
+        except UserError:  # no reason to lose all other experiments; the program will say so
+            return self.datasets[0]
 
     def evaluation_words(self, ratio: float, trainings: Path) -> str:
         """The options of an evaluation, ready for a shell."""
         networks = [(trainings / name / "model.safetensors").as_posix() for name in self.networks_at(ratio)]
-        words = ["--methods", ",".join([*self.methods, *networks]), "--datasets", ",".join(self.datasets)]
+        words = [
+            "--methods",
+            ",".join(dict.fromkeys([*self.methods, *networks])),
+            "--datasets",
+            ",".join(self.datasets),
+        ]
         return shlex.join([*words, "--ratios", f"{ratio:g}", *shlex.split(self.evaluate)])
 
 
@@ -102,33 +145,41 @@ def read_experiments(folder: Path, scale: str, data_dir: str | None) -> dict[str
     scales = yaml.safe_load((folder / SCALES).read_text(encoding="utf-8"))
     if scale not in scales:
         raise UserError(f"unknown scale '{scale}'; choose {', '.join(scales)}")
-    files = sorted(path for path in folder.glob("*.yaml") if path.name != SCALES)
-    return {path.stem: _read(path, scales[scale], data_dir) for path in files}
+    files = sorted(path for path in folder.glob("*.yaml") if path.name not in (SCALES, NETWORKS))
+    networks = {name: at_scale(one, scales[scale], data_dir) for name, one in read_networks(folder).items()}
+    return {path.stem: _read(path, scales, scale, networks, data_dir) for path in files}
 
 
-def _read(path: Path, scale: dict[str, Any], data_dir: str | None) -> Experiment:
+def _read(
+    path: Path, scales: dict[str, dict[str, Any]], name: str, known: dict[str, Network], data_dir: str | None
+) -> Experiment:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    tiny = content.pop("tiny_datasets", ["bundled"])
-    asked = tiny if scale.get("tiny") else content.pop("datasets")
-    content.pop("datasets", None)
+    # A section of the scale's name replaces what it names.
+    sections = {name: content.pop(name, {}) for name in scales}
+    content |= sections[name]
+    scale = scales[name]
+    tiny, usual = content.pop("tiny_datasets", ["bundled"]), content.pop("datasets", [])
+    asked = tiny if usual and scale.get("tiny") else usual
     at_hand = {name: place for name in asked if (place := locate(name, data_dir)) is not None}
     if not at_hand:
         # The data directory is part of the command, so that a wrong one is no reason to lose all other experiments.
         at_hand = {name: name for name in asked}
-    networks = {name: Network(**network) for name, network in content.pop("networks", {}).items()}
-    networks = dict(list(networks.items())[: scale.get("networks")])
-    ratios, words = content.pop("ratios"), f"{content.pop('evaluate', '')} {scale['evaluate']}"
-    data = [] if data_dir is None else ["--data.data_dir", data_dir]
+    networks = content.pop("networks", [])[: scale.get("networks")]
+    weights = content.pop("weights", {})
+    found = {option: file for option, file in weights.items() if (resolve_data_dir(data_dir) / file).is_file()}
+    ratios, words = content.pop("ratios", []), [content.pop("evaluate", ""), scale["evaluate"]]
+    words += [f"--{option} {shlex.quote(str(resolve_data_dir(data_dir) / file))}" for option, file in found.items()]
+    words += [] if data_dir is None else [f"--data_dir {shlex.quote(data_dir)}"]
     try:
         return Experiment(
             name=path.stem,
             ratios=tuple(ratios[: scale.get("ratios")]),
             datasets=tuple(at_hand.values()),
-            missing=tuple(name for name in asked if name not in at_hand),
+            missing=tuple(name for name in [*asked, *weights.values()] if name not in [*at_hand, *found.values()]),
             methods=tuple(content.pop("methods", [])[: scale.get("methods")]),
-            networks=networks,
-            evaluate=words if data_dir is None else f"{words} --data_dir {shlex.quote(data_dir)}",
-            train_words=" ".join([scale["train"], *map(shlex.quote, data)]),
+            networks=tuple(choose(name, known) for name in networks),
+            evaluate=" ".join(words),
+            data_dir=data_dir,
             columns=tuple(content.pop("columns", ("psnr_db", "ssim"))),
             **content,
         )
@@ -154,8 +205,3 @@ def locate(name: str, data_dir: str | None) -> str | None:
     except UserError:
         return None
     return name
-
-
-def without_ratio(name: str, ratio: float) -> str:
-    """The name of a network in its file, of a training for one ratio without that."""
-    return name.removesuffix(f"_{100 * ratio:g}".replace(".", "p"))

@@ -29,6 +29,17 @@ def _share_bytecode() -> None:
 _share_bytecode()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--experiments", action="store_true", help="run every target of the papers' workflow, tiny")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--experiments"):
+        for item in items:
+            if item.get_closest_marker("experiments"):
+                item.add_marker(pytest.mark.skip(reason="runs with --experiments"))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     import torch  # not by the process that only distributes the tests

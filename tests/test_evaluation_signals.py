@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from scipy import fft
 
-from benchmarks import sparse_1d
 from cs_models.cli.evaluate import main
 from cs_models.metrics import pcc, ssim_1d
 from cs_models.networks.unfolding.ista_net_pp import ISTANetPPConfig, ISTANetPPModule
 from cs_models.training.weights import save_checkpoint
+from tests.conftest import REPOSITORY
 
 CONTRACT = "method,dataset,image,ratio,seed,psnr_db,ssim,seconds,device,operator,run_key"
 N = 64
@@ -136,14 +136,18 @@ def test_mistakes_are_one_line_and_leave_nothing(
 def test_list_names_the_sets_of_signals(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     signals = capsys.readouterr().out.partition("datasets of 1-D signals:")[2]
-    assert [line.split()[0] for line in signals.strip().splitlines()] == ["ecg", "air_quality", "synthetic"]
+    names = [line.split()[0] for line in signals.strip().splitlines()]
+    assert names == ["ecg", "air_quality", "synthetic", "two_tones"]
 
 
 def run_grids(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> int:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    import clomp_grids
+
     monkeypatch.setattr(
-        sys, "argv", ["sparse_1d.py", *words, "--methods", "iht,pinv", "--count", "2", "--out", str(out)]
+        sys, "argv", ["clomp_grids.py", *words, "--methods", "iht,pinv", "--count", "2", "--out", str(out)]
     )
-    return sparse_1d.main()
+    return clomp_grids.main()
 
 
 def test_grids_are_drawn_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +158,7 @@ def test_grids_are_drawn_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for score in ("ssim", "pcc", "psnr_db", "seconds"):
         assert Image.open(tmp_path / f"grid_{score}.png").height > 300
     with monkeypatch.context() as patched:
-        patched.setattr(sparse_1d, "make_operator", None)  # nothing is left to compute
+        patched.setattr("clomp_grids.make_operator", None)  # nothing is left to compute
         assert run_grids(monkeypatch, tmp_path, *words) == 0
     assert run_grids(monkeypatch, tmp_path, *words[:-1], "0.2,0.6") == 0
     assert (tmp_path / "scores.csv").read_text().startswith(table)
@@ -172,6 +176,13 @@ def test_least_ratio_is_the_first_that_reaches_the_similarity(tmp_path: Path, mo
 
 
 def test_grids_of_a_file(tmp_path: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("grid", "--ratios", "0.5", "--signals")
+    words = ("grid", "--ratios", "0.5", "--lengths", "12", "--signals")
     assert run_grids(monkeypatch, tmp_path / "g", *words, str(recordings / "volts.npy")) == 0
     assert run_grids(monkeypatch, tmp_path / "h", *words, str(recordings / "lost.npy")) == 2
+    # Images are scaled, and have a sparse rate too.
+    assert run_grids(monkeypatch, tmp_path / "i", *words, str(recordings / "tiny")) == 0
+    with (tmp_path / "i/scores.csv").open(newline="") as file:
+        image = next(csv.DictReader(file))
+    assert (image["n"], image["pcc"]) == ("12", "")
+    assert 0 < float(image["sparse_rate_dct"]) < 1
+    assert not (tmp_path / "i/grid_pcc.png").exists()

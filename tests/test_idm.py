@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,12 +21,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cs_models.errors import UserError
-from cs_models.networks.diffusion.idm import IDM, IDMConfig, IDMModule
+from cs_models.networks.diffusion.idm import IDM, IDMConfig, IDMModule, IDMTraining
 from cs_models.networks.diffusion.stable_diffusion import build_unet, prune
 from cs_models.operators import MeasurementOperator, Sampling, adjoint_error, make_operator
 from cs_models.operators.canvas import Canvas
 from cs_models.training.lightning import LightningTraining
-from cs_models.training.options import Training
 from cs_models.training.weights import save_checkpoint
 from cs_models.zoo.checkpoints import load_checkpoint
 from cs_models.zoo.import_idm import import_idm_state
@@ -114,6 +114,62 @@ def test_parameters_of_the_paper() -> None:
 
 def test_parameters_for_colour() -> None:
     assert count(IDM(IDMConfig(steps=2, channels=3))) == 115_293_821 + 15_662 * 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pruned", [True, False])
+def test_without_the_wiring_it_is_ddnm_with_the_unet_itself(pruned: bool) -> None:
+    """As with every v at 0 and every w out at 0: nothing of the pairs is left, nor of their parameters."""
+    wired, operator = tiny(pruned=pruned, unet=TINY if pruned else WHOLE), structured()
+    plain = tiny(pruned=pruned, unet=TINY if pruned else WHOLE, wired=False)
+    assert plain.all_v() == []
+    assert not [name for name, _ in plain.named_parameters() if name.endswith(("_scale", "_scales"))]
+    for v in wired.all_v():
+        nn.init.zeros_(v)
+    state = {re.sub(r"(wiring|wired)\.sequence\.", r"\1.", name): value for name, value in wired.state_dict().items()}
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    y = operator(torch.rand(2, 1, 16, 16))
+    torch.testing.assert_close(plain(y, operator), wired(y, operator), rtol=1e-4, atol=1e-4)
+
+
+def test_without_the_wiring_every_activation_is_kept() -> None:
+    """Whatever `invertible` says: less than the wiring keeps under plain autograd, far more than it keeps inverted."""
+
+    def kept(**settings: Any) -> int:
+        network, operator, sizes = tiny(**settings), structured(), {}
+        x = torch.rand(1, 1, 16, 16)
+        hook = lambda tensor: sizes.setdefault(tensor.data_ptr(), tensor.nbytes) and tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor):
+            loss = (network(operator(x), operator) - x).abs().mean()
+        loss.backward()
+        return sum(sizes.values())
+
+    assert kept(wired=False) == kept(wired=False, invertible="none") > 3 * kept()
+
+
+def test_noise_prediction_learns_one_step_at_a_time() -> None:
+    """The noise is that of the batch, the step that of the training step; other steps and the alphas stay."""
+    training = IDMTraining(Sampling(ratios=(0.3,), kind="structured", block_size=8), objective="noise")
+    module = IDMModule(IDMConfig(steps=2, unet=TINY, wired=False, start="noise"), training)
+    operator = structured()
+    x = torch.rand(2, 1, 15, 16)
+    operator = structured(size=(15, 16))
+    y = operator(x)
+
+    def loss(step: int, seed: int = 0) -> Tensor:
+        return module.training_loss(x, y, operator, step, torch.Generator().manual_seed(seed))
+
+    assert loss(0) == loss(0) != loss(0, seed=1)
+    assert len({float(loss(step)) for step in range(20)}) == 2, "one for each of the two steps"
+    loss(0).backward()
+    trained = {name for name, parameter in module.network.named_parameters() if parameter.grad is not None}
+    assert "alphas" not in trained
+    assert any(name.startswith("unet.conv_in") for name in trained)
+    # A U-Net that knows the noise has no loss.
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    module.network.noise = lambda *_: noise  # type: ignore[method-assign]
+    assert loss(0) == 0
+    assert set(module.monitored()) == {"largest_alpha"}
 
 
 # Gradients
@@ -582,7 +638,7 @@ def test_settings_that_make_no_network(settings: dict[str, Any], message: str) -
 
 def test_training_and_checkpoint(tmp_path: Path) -> None:
     sampling = Sampling(ratios=(0.3,), kind="structured", block_size=8)
-    module = IDMModule(IDMConfig(steps=2, unet=TINY), Training(sampling=sampling, ema_decay=0.9))
+    module = IDMModule(IDMConfig(steps=2, unet=TINY), IDMTraining(sampling=sampling, ema_decay=0.9))
     before = copy.deepcopy(module.network.state_dict())
     batches = torch.utils.data.DataLoader(torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8), batch_size=2)
     trainer = pl.Trainer(

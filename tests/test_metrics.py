@@ -75,6 +75,9 @@ def test_sparse_rate_counts_the_coefficients_that_matter() -> None:
     assert sparse_rate(signals, "dct").tolist() == [2 / 50, 10 / 50]
     wave = torch.cos(2 * torch.pi * 5 * torch.arange(50) / 50)[None]
     assert sparse_rate(wave, "fft").tolist() == [2 / 50]
+    image = torch.from_numpy(fft.idctn(spectrum.reshape(2, 5, 10), axes=(1, 2), norm="ortho"))
+    assert sparse_rate(image, "dct").tolist() == [2 / 50, 10 / 50]
+    assert sparse_rate(wave[:, None].expand(1, 8, 50), "fft").tolist() == [2 / 400]
 
 
 def test_correlation_equals_numpy() -> None:

@@ -16,7 +16,7 @@ from cs_models.cli import evaluate as evaluation
 from cs_models.errors import UserError
 from cs_models.evaluation.results import ResultsFile
 from cs_models.networks.diffusion.ddnm import DDNM
-from cs_models.networks.diffusion.idm import IDMConfig, IDMModule
+from cs_models.networks.diffusion.idm import IDMConfig, IDMModule, IDMTraining
 from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.ista_net import ISTANetConfig, ISTANetModule
 from cs_models.networks.unfolding.module import UnfoldingTraining
@@ -146,7 +146,7 @@ def test_networks_learn_from_them(name: str, kind: Any) -> None:
     modules: dict[str, Callable[[], ReconstructionModule]] = {
         "coast": lambda: COASTModule(COASTConfig(layers=2, features=4), training),
         "scnet": lambda: SCNetModule(SCNetConfig(layers=2, features=4), training),
-        "idm": lambda: IDMModule(IDMConfig(2, unet=SMALL_UNET), training),
+        "idm": lambda: IDMModule(IDMConfig(2, unet=SMALL_UNET), IDMTraining(training.sampling)),
     }
     module, x = modules[name](), (blob(SIZE, 3, -4, 6) > 0.4).float()
     optimizer = torch.optim.Adam(module.network.parameters(), 3e-3)

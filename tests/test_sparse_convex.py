@@ -57,19 +57,21 @@ def psnr(estimate: Tensor, x: Tensor) -> float:
 # The l1 problem
 
 
-def test_lasso_fista_and_owlqn_reach_the_minimum_of_scikit_learn() -> None:
+@pytest.mark.parametrize(("transform", "intercept"), [("dct", False), ("flat", True)])
+def test_lasso_fista_and_owlqn_reach_the_minimum_of_scikit_learn(transform: str, intercept: bool) -> None:
     x, weight = scene(12, 12).double(), 5.0
     operator = PixelOperator((12, 12), 0.5, seed=0)
     y = operator(x)
-    solver = LASSO(weight=weight, iterations=3000, tolerance=1e-9)
+    solver = LASSO(weight=weight, iterations=3000, tolerance=1e-9, transform=transform, intercept=intercept)
     basis = solver.problem(y, operator).transform.synthesis(torch.eye(144, dtype=torch.float64).view(144, 1, 12, 12))
     dense = operator(basis)[:, 0].T.numpy()
     # scikit-learn minimises |b - A s|^2 / (2 m) + alpha |s|_1.
-    reference = Lasso(alpha=weight / (2 * len(dense)), fit_intercept=False, max_iter=100_000, tol=1e-10)
+    reference = Lasso(alpha=weight / (2 * len(dense)), fit_intercept=intercept, max_iter=100_000, tol=1e-10)
     reference.fit(dense, 255 * y[0, 0].numpy())
-    residual = dense @ reference.coef_ - 255 * y[0, 0].numpy()
+    residual = dense @ reference.coef_ + reference.intercept_ - 255 * y[0, 0].numpy()
     expected = residual @ residual + weight * np.abs(reference.coef_).sum()
-    for method in (solver, OWLQN(weight=weight, iterations=500, tolerance=1e-9)):
+    owlqn = OWLQN(weight=weight, iterations=2000, tolerance=1e-9, transform=transform, intercept=intercept)
+    for method in (solver, owlqn):
         solution = method.solve(y, operator)
         assert method.objective(solution.x, y, operator).item() == pytest.approx(expected, rel=1e-6)
         assert solution.converged is not None
@@ -346,6 +348,7 @@ def test_complex_images_are_refused_in_one_line(method: type[ConvexSolver]) -> N
         (lambda: FISTA(transform="db44"), "no orthogonal wavelet"),
         (lambda: FISTA(transform="bior2.2"), "no orthogonal wavelet"),
         (lambda: FISTA(transform="haar", by_frequency=True), "transform=dct"),
+        (lambda: FISTA(transform="dct8", intercept=True), "transform=dct or flat"),
         (lambda: OWLQN(memory=0), "memory is 0"),
         (lambda: TotalVariation(weight=-1.0), "weight is -1"),
         (lambda: PlugAndPlay(sigma_start=0.001), "sigma_start is 0.001"),

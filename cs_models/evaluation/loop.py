@@ -15,7 +15,7 @@ from cs_models.errors import UserError
 from cs_models.evaluation.operations import CountOperations
 from cs_models.evaluation.plan import Candidate, Case, Plan, Task
 from cs_models.evaluation.processes import Processes, is_first, processes
-from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash
+from cs_models.evaluation.protocol import measure, operator_label, score, score_signal, short_hash, sparse_rates
 from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, only_writer
 from cs_models.evaluation.timing import Timed
 from cs_models.operators import MeasurementOperator
@@ -248,6 +248,7 @@ class _Worker:
                 provenance=candidate.provenance,
                 origin=case.images.origin,
                 **scores,
+                **sparse_rates(task.image),
             )
 
     def _warms_itself(self, candidate: Candidate, images: Tensor) -> bool:

@@ -16,8 +16,8 @@ from cs_models.evaluation.plan import make_candidate
 from cs_models.evaluation.processes import choose_device
 from cs_models.evaluation.protocol import operator_label
 from cs_models.evaluation.report.figures import save
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.strips import read_tile, strip
-from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.report.web import write_pages
 from cs_models.evaluation.results import only_writer, write_table
 from cs_models.numerics import relative

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cs_models.errors import UserError, first_line
 from cs_models.evaluation.pictures import Pictures
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.summary import Setting, current_rows, setting_of
-from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.report.web import append_section
 from cs_models.evaluation.results import Row, to_text, write_table
 from cs_models.files import is_file

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.files import replacing
 from datamodules.images import write_png
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cs_models.evaluation.results import Row
 
 

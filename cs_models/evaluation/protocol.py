@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -13,6 +13,8 @@ from torch import Tensor
 from cs_models.metrics import PEAK, pcc, psnr, sparse_rate, ssim_1d
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.bank import mix
+
+RATES: tuple[Literal["dct", "fft"], ...] = ("dct", "fft")
 
 
 def score(estimate: Tensor, target: Tensor) -> tuple[float, float]:
@@ -33,7 +35,7 @@ def score(estimate: Tensor, target: Tensor) -> tuple[float, float]:
 
 
 def score_signal(estimate: Tensor, target: Tensor) -> dict[str, float]:
-    """What the table says of a signal: ``psnr_db`` (peak 1), ``ssim`` (1-D), ``pcc``, ``mse`` and both sparse rates.
+    """What the table says of a reconstructed signal: ``psnr_db`` (peak 1), ``ssim`` (1-D), ``pcc`` and ``mse``.
 
     Args:
         estimate: ``(1, n, 1)``, clipped to [0, 1].
@@ -46,9 +48,15 @@ def score_signal(estimate: Tensor, target: Tensor) -> dict[str, float]:
         "ssim": ssim_1d(x, signal).item(),
         "pcc": pcc(x, signal).item(),
         "mse": 10 ** (-psnr_db / 10),
-        "sparse_rate_dct": sparse_rate(signal, "dct").item(),
-        "sparse_rate_fft": sparse_rate(signal, "fft").item(),
     }
+
+
+def sparse_rates(image: Tensor) -> dict[str, float]:
+    """``sparse_rate_dct`` and ``sparse_rate_fft`` of an image ``(C, H, W)``, means of its channels.
+
+    A signal ``(1, n, 1)`` is an image of one column, whose 2-D transforms are those of the signal.
+    """
+    return {f"sparse_rate_{by}": sparse_rate(image, by).mean().item() for by in RATES}
 
 
 def measure(operator: MeasurementOperator, image: Tensor, seed: int, bits: int | None = None) -> Tensor:

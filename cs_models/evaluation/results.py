@@ -44,7 +44,7 @@ class Row:
         noise: standard deviation of the noise, for pixels in 0..255.
         bits: bits of the quantised measurements; None for exact ones.
         channels: "luminance", "rgb", or "signal" for a 1-D signal, which is an image of one column; only signals have
-            the last four values.
+            `pcc` and `mse`.
         schedule: iterations of each layer where the user chose them, such as "4 4 4 4 4".
         height: of the image.
         width: of the image.

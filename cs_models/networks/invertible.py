@@ -110,10 +110,35 @@ class Wired(nn.Module):
         self.input_scale = nn.Parameter(torch.ones(1))
         self.output_scale = nn.Parameter(torch.zeros(1))
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """F_1 .. F_n."""
+        return self.sequence.layers
+
     def forward(self, x: Tensor, contexts: Sequence[Context] | None = None) -> Tensor:
         """The result, of x's shape, at least in float32; contexts as in `InvertibleSequence`."""
         last, h = self.sequence(x, self.input_scale * x, contexts)
         return (last + self.output_scale * h).to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Chain(nn.Module):
+    """Layers one after the other, called as `Wired` is but without pair and coupling: ``F_n(.. F_1(x))``.
+
+    Plain autograd keeps every activation.
+
+    Attributes:
+        layers: F_1 .. F_n.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, contexts: Sequence[Context] | None = None) -> Tensor:
+        """The result, of x's shape; contexts as in `InvertibleSequence`."""
+        for layer, context in zip(self.layers, contexts or [()] * len(self.layers), strict=True):
+            x = layer(x, *context)
+        return x
 
 
 @torch.no_grad()

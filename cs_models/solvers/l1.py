@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from cs_models.reconstruction import Solution
 from cs_models.solvers.base import check_measurements
 from cs_models.solvers.convex import ConvexSolver, constant_image, operator_norm_squared, solution
 from cs_models.solvers.noise import image_noise
-from cs_models.transforms.dct import BlockDCT2d, DCT2d, OrthonormalTransform
+from cs_models.transforms.dct import BlockDCT2d, DCT2d, FlatDCT, OrthonormalTransform
 from cs_models.transforms.wavelets import Wavelet2d
 
 PEAK = 255.0
@@ -33,14 +33,16 @@ def make_transform(name: str) -> OrthonormalTransform:
     """A 2-D transform from the words of the command line.
 
     Args:
-        name: ``dct`` of the whole image, ``dct8`` of 8x8 blocks (or another size), or an orthogonal wavelet, such as
-            ``db4``.
+        name: ``dct`` of the whole image, ``dct8`` of 8x8 blocks (or another size), ``flat``, the 1-D DCT of the rows
+            one after the other, or an orthogonal wavelet, such as ``db4``.
 
     Raises:
         UserError: for an unknown name.
     """
     if name == "dct":
         return DCT2d()
+    if name == "flat":
+        return FlatDCT()
     if name.startswith("dct") and name[3:].isdecimal() and int(name[3:]) > 0:
         return BlockDCT2d(int(name[3:]))
     return Wavelet2d(name)
@@ -118,8 +120,10 @@ class L1Solver(ConvexSolver):
         weight: C, for images on the scale 0 .. 255; None chooses it by the noise, see `weight_for`. With
             `by_frequency` it is the penalty of one cycle in two pixels: ``C_k = weight * radial_frequency_k``, and the
             mean brightness is free.
-        transform: ``dct``, ``dct8`` (8x8 blocks) or an orthogonal wavelet, see `make_transform`.
+        transform: ``dct``, ``dct8`` (8x8 blocks), ``flat`` or an orthogonal wavelet, see `make_transform`.
         by_frequency: penalise high frequencies more, for ``transform=dct``.
+        intercept: leave the mean brightness without a penalty, as scikit-learn's ``fit_intercept`` does; for
+            ``transform=dct`` and ``flat``, where it is one coefficient.
 
     Raises:
         UserError: for settings outside their range.
@@ -128,6 +132,7 @@ class L1Solver(ConvexSolver):
     weight: float | None = None
     transform: str = "dct"
     by_frequency: bool = False
+    intercept: bool = False
 
     exact_weight: ClassVar[float] = 5.0
     noisy_weight: ClassVar[float] = 4.2
@@ -138,13 +143,24 @@ class L1Solver(ConvexSolver):
         make_transform(self.transform)
         if self.by_frequency and self.transform != "dct":
             raise UserError(f"by_frequency needs transform=dct, the transform is {self.transform}")
+        if self.intercept and self.transform not in ("dct", "flat"):
+            raise UserError(f"intercept needs transform=dct or flat, the transform is {self.transform}")
+
+    def settings(self) -> dict[str, Any]:
+        # Left out where it changes nothing: results of versions without it keep their keys.
+        settings = super().settings()
+        return settings if self.intercept else {key: value for key, value in settings.items() if key != "intercept"}
 
     def problem(self, y: Tensor, operator: MeasurementOperator) -> L1Problem:
         """The problem that `solve` minimises, for measurements on the device of y."""
         check_measurements(y, operator)
-        threshold: float | Tensor = self.weight_for(operator, y) / PEAK
+        weight = self.weight_for(operator, y) / PEAK
+        threshold: float | Tensor = weight
         if self.by_frequency:
-            threshold = threshold * radial_frequency(operator.image_size, y.real)
+            threshold = weight * radial_frequency(operator.image_size, y.real)
+        elif self.intercept:
+            threshold = y.real.new_full(operator.image_size, weight)
+            threshold[0, 0] = 0
         transform = make_transform(self.transform)
         height, width = operator.image_size
         if isinstance(transform, BlockDCT2d) and (height % transform.block_size or width % transform.block_size):

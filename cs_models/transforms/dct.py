@@ -56,6 +56,16 @@ class DCT2d(OrthonormalTransform):
         return _Cosine.apply(signal, (-2, -1), False)
 
 
+class FlatDCT(OrthonormalTransform):
+    """The 1-D DCT of images ``(..., H, W)`` read as one signal, row after row."""
+
+    def synthesis(self, coefficients: Tensor) -> Tensor:
+        return idct(coefficients.flatten(-2)).view(coefficients.shape)
+
+    def analysis(self, signal: Tensor) -> Tensor:
+        return dct(signal.flatten(-2)).view(signal.shape)
+
+
 class BlockDCT2d(OrthonormalTransform):
     """The 2-D DCT of every BxB block of images ``(..., H, W)``; H and W must be multiples of B.
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from cs_models.errors import UserError
-from cs_models.networks.diffusion.idm import IDMConfig, IDMModule
+from cs_models.networks.diffusion.idm import IDMConfig, IDMModule, IDMTraining
 from cs_models.operators import Sampling
-from cs_models.training.options import Training
 from cs_models.training.weights import check_weights
 
 # From the authors' names to ours, one substitution after the other. Their state dicts hold every wired layer twice,
@@ -63,7 +62,7 @@ def import_idm_state(state: Mapping[str, Tensor]) -> IDMModule:
             found[name] = value.reshape(1) if name.endswith("_scale") else value
     found |= {name: torch.cat([value for _, value in sorted(numbered.items())]) for name, numbered in parts.items()}
 
-    module = IDMModule(_official_config(found), Training(sampling=Sampling(kind="structured", block_size=32)))
+    module = IDMModule(_official_config(found), IDMTraining(sampling=Sampling(kind="structured", block_size=32)))
     check_weights(module.network.state_dict(), found, "the weights do not fit IDM")
     module.network.load_state_dict(found)
     return module

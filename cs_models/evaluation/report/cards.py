@@ -18,8 +18,8 @@ from typing import Any, get_type_hints
 import yaml
 
 from cs_models.errors import CommandParser, UserError, first_line, report
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.summary import summarise
-from cs_models.evaluation.report.tables import markdown_table
 from cs_models.evaluation.results import ResultsFile, from_text, to_text, write_table
 from cs_models.training.weights import save_checkpoint
 from cs_models.zoo.checkpoints import load_checkpoint

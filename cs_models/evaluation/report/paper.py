@@ -12,8 +12,9 @@ from pathlib import Path
 
 from cs_models.errors import CommandParser, UserError, report
 from cs_models.evaluation.report.figures import problem_title
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.summary import Setting, Summary, by_setting, named, summary_of
-from cs_models.evaluation.report.tables import markdown_table, write_report
+from cs_models.evaluation.report.tables import write_report
 from cs_models.evaluation.results import ResultsFile, Row, only_writer
 
 LATEX_SPECIAL = {

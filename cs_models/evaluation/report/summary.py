@@ -92,8 +92,8 @@ class Summary:
         source: every source with its figure.
         pcc: mean correlation of signals.
         mse: mean squared error of signals.
-        sparse_rate_dct: mean sparse rate of signals by the DCT.
-        sparse_rate_fft: mean sparse rate of signals by the FFT.
+        sparse_rate_dct: mean sparse rate by the DCT.
+        sparse_rate_fft: mean sparse rate by the FFT.
         measured_ratio: mean of the measurements per pixel that were really taken.
         provenance: where the method comes from, see `Row`.
         device: everything that it ran on.

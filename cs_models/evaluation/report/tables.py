@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cs_models.evaluation.protocol import fits_ratio
 from cs_models.evaluation.report.figures import draw_figures, problem_title
+from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.statistics import Difference, paired_differences, write_differences
 from cs_models.evaluation.report.summary import Summary, label, summarise, variant, write_summary
 from cs_models.evaluation.report.web import write_pages
@@ -169,15 +170,6 @@ def cost_table(summaries: Sequence[Summary]) -> str:
         "GPU memory in MiB",
     ]
     return markdown_table(header, lines)
-
-
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in a terminal too."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, *lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([padded[0], rule, *padded[1:]])
 
 
 def _measured(by_ratio: Mapping[float, Summary]) -> str:

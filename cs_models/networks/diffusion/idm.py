@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from cs_models.errors import UserError
 from cs_models.networks.diffusion.stable_diffusion import build_unet, initialise, load_unet, prune, widen
 from cs_models.networks.diffusion.unet import Attention, InvertibleUNet
-from cs_models.networks.invertible import InvertibleSequence, Wired, stabilise
+from cs_models.networks.invertible import Chain, InvertibleSequence, Wired, stabilise
 from cs_models.operators import MeasurementOperator
+from cs_models.operators.bank import mix
 from cs_models.operators.canvas import Canvas
 from cs_models.operators.matrices import load_matrix
 from cs_models.precision import no_tf32
@@ -50,7 +51,9 @@ class IDMConfig:
         null_prompt: `.npy` file with the text encoder's embedding ``(77, width)`` of the empty prompt; zeros
             where it is not given. Only for ``pruned: false``.
         injector_kernel: 1 or 3; None for no injectors.
-        invertible: what is wired to keep no activations: "both" levels, the "steps", the U-Net's "blocks", "none".
+        wired: off, steps and layers follow one another without pairs and couplings, as in DDNM with Stable Diffusion's
+            U-Net, and keep their activations, whatever `invertible` says.
+        invertible: what of the wiring keeps no activations: "both" levels, the "steps", the U-Net's "blocks", "none".
             It changes neither parameters nor results.
         start: ``x_T`` from "back_projection", or from white "noise".
     """
@@ -62,11 +65,31 @@ class IDMConfig:
     pruned: bool = True
     null_prompt: str | None = None
     injector_kernel: Literal[1, 3] | None = 1
+    wired: bool = True
     invertible: Invertible = "both"
     start: Literal["back_projection", "noise"] = "back_projection"
 
     def __post_init__(self) -> None:
         check_range("steps", self.steps, 1, 1000)
+
+
+@dataclass(frozen=True)
+class IDMTraining(Training):
+    """How IDM is trained.
+
+    Attributes:
+        objective: "image", the mean absolute error of what all steps together make of the measurements; or "noise", as
+            diffusion models are trained: the mean squared error of the noise that the U-Net finds in the noisy images
+            of one step, which every training step draws. The alphas then stay as they are, and so do the injectors of
+            the other steps, so several processes need a strategy that finds unused parameters.
+    """
+
+    objective: Literal["image", "noise"] = "image"
+
+
+def estimate_noise(unet: nn.Module, x: Tensor, t: int, operator: MeasurementOperator, aty: Tensor) -> Tensor:
+    """The noise that a U-Net finds in ``x_t`` ``(N, C, H, W)``, which it sees as 2x2 pixels in four channels."""
+    return F.pixel_shuffle(unet(F.pixel_unshuffle(x, 2), t - 1, operator, aty), 2).to(x.dtype)
 
 
 class DiffusionStep(nn.Module):
@@ -93,14 +116,14 @@ class DiffusionStep(nn.Module):
 
         Args:
             x: ``x_t``.
-            unet: estimates the noise in x, given as 2x2 pixels in four channels.
+            unet: see `estimate_noise`.
             alpha_bar: of t.
             next_alpha_bar: of t - 1.
             y: measurements.
             operator: A.
             aty: ``A^T y``, for the injectors.
         """
-        noise = F.pixel_shuffle(unet(F.pixel_unshuffle(x, 2), self.t - 1, operator, aty), 2).to(x.dtype)
+        noise = estimate_noise(unet, x, self.t, operator, aty)
         clean = (x - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
         # With orthonormal rows A^+ = A^T, as the paper writes it.
         clean = clean - operator.pinv(operator(clean) - y)
@@ -140,12 +163,13 @@ class IDM(nn.Module):
             initialise(unet)
         if config.channels != 1:
             widen(unet, config.channels)
-        self.unet = InvertibleUNet(unet, config.steps, config.channels, config.injector_kernel)
+        self.unet = InvertibleUNet(unet, config.steps, config.channels, config.injector_kernel, config.wired)
         if config.null_prompt is not None:
             self._load_prompt(config.null_prompt)
         self.alphas = nn.Parameter(torch.full((config.steps,), 0.5))
+        steps = [DiffusionStep(t) for t in range(config.steps, 0, -1)]
         # The steps divide by sqrt(alpha), so rounding grows faster than inside the U-Net; their pair is small.
-        self.wiring = Wired([DiffusionStep(t) for t in range(config.steps, 0, -1)], precision=torch.float64)
+        self.wiring = Wired(steps, precision=torch.float64) if config.wired else Chain(steps)
         self.set_invertible(config.invertible)
 
     def _load_prompt(self, path: str) -> None:
@@ -188,6 +212,13 @@ class IDM(nn.Module):
         x = self.wiring(start, contexts)[..., :height, :width]
         return rearrange(x, "(n c) 1 h w -> n c h w", c=image_channels) if self.config.channels == 1 else x
 
+    def noise(self, x: Tensor, t: int, y: Tensor, operator: MeasurementOperator) -> Tensor:
+        """The noise that the U-Net finds in ``x_t``, both ``(N, C, H, W)``; arguments as in `forward`."""
+        canvas = self._canvas(operator.padded())
+        height, width = x.shape[-2:]
+        padded = F.pad(x, (0, canvas.image_size[1] - width, 0, canvas.image_size[0] - height))
+        return estimate_noise(self.unet, padded, t, canvas, canvas.adjoint(y))[..., :height, :width]
+
     def _canvas(self, operator: MeasurementOperator) -> MeasurementOperator:
         """The operator on an image whose sides the U-Net divides."""
         multiple = 2 * self.unet.multiple
@@ -196,8 +227,9 @@ class IDM(nn.Module):
 
     def set_invertible(self, invertible: Invertible) -> None:
         """Which levels keep no activations; see `IDMConfig`."""
-        self.wiring.sequence.invertible = invertible in ("both", "steps")
-        self.unet.set_invertible(invertible in ("both", "blocks"))
+        if isinstance(self.wiring, Wired):
+            self.wiring.sequence.invertible = invertible in ("both", "steps")
+        self.unet.set_invertible(self.config.wired and invertible in ("both", "blocks"))
 
     def all_v(self) -> list[Tensor]:
         """The coupling weights of every invertible sequence."""
@@ -211,19 +243,21 @@ class IDM(nn.Module):
 
 
 class IDMModule(ReconstructionModule):
-    """IDM for training: mean absolute error of the last step's image."""
+    """IDM for training: mean absolute error of the last step's image, or the noise of single steps."""
 
     name = "idm"
     config_class = IDMConfig
+    training_class = IDMTraining
     without_effect = frozenset({"pretrained", "null_prompt", "invertible"})
     most_graphs = 64  # blocks have other channels at every level, and run once without and once with gradients
     network: IDM
+    training_options: IDMTraining
 
-    def __init__(self, network: IDMConfig = IDMConfig(), training: Training = Training()) -> None:
+    def __init__(self, network: IDMConfig = IDMConfig(), training: IDMTraining = IDMTraining()) -> None:
         """
         Args:
             network: architecture.
-            training: sampling, optimiser, schedule.
+            training: sampling, objective, optimiser, schedule.
         """
         idm = IDM(network)
         super().__init__(idm, idm.config, training)
@@ -240,11 +274,26 @@ class IDMModule(ReconstructionModule):
         step: int = 0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        if self.training_options.objective == "noise":
+            return self._noise_loss(x, y, operator, step, generator)
         return F.l1_loss(self.network(y, operator, generator).float(), x)
+
+    def _noise_loss(
+        self, x: Tensor, y: Tensor, operator: MeasurementOperator, step: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """The noise in the images of a sampling step, the same step in every process."""
+        draw = torch.Generator().manual_seed(mix(self.training_options.sampling.seed, step, 1))
+        t = int(torch.randint(1, self.network.config.steps + 1, (), generator=draw))
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device, non_blocking=True)
+        alpha_bar = self.network.alphas.detach()[:t].prod()
+        noisy = alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * noise
+        return F.mse_loss(self.network.noise(noisy, t, y, operator).float(), noise)
 
     def monitored(self) -> dict[str, Tensor]:
         """What must stay in range for inversion to be stable and every step to be defined."""
-        return {"smallest_v": torch.cat(self.network.all_v()).min(), "largest_alpha": self.network.alphas.max()}
+        values = self.network.all_v()
+        smallest = {"smallest_v": torch.cat(values).min()} if values else {}
+        return smallest | {"largest_alpha": self.network.alphas.max()}
 
     def constrain(self) -> None:
         self.network.constrain()

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from cs_models.errors import UserError
 from cs_models.networks.diffusion.stable_diffusion import PROMPT_TOKENS
 from cs_models.networks.injector import Injector
-from cs_models.networks.invertible import Context, InvertibleSequence, Wired
+from cs_models.networks.invertible import Chain, Context, InvertibleSequence, Wired
 from cs_models.operators import MeasurementOperator
 
 TRAINING_TIMESTEPS = 1000
@@ -130,12 +130,12 @@ class DownBlock(nn.Module):
         entry: residual block that changes the number of channels, outside the wiring; None where none does.
         groups: per residual block: [the block unless it is the entry], injector, attention, injector.
         input_scale: of the pair's start (x, w_in x).
-        output_scales: w of each merge.
+        output_scales: w of each merge; None, as the input's, without the wiring.
         downsampler: None at the deepest level.
         invertible: off, entry and downsampler keep their activations.
     """
 
-    def __init__(self, block: Any, inject: Inject) -> None:
+    def __init__(self, block: Any, inject: Inject, wired: bool = True) -> None:
         super().__init__()
         first = block.resnets[0]
         self.entry = first if first.in_channels != first.out_channels else None
@@ -145,9 +145,9 @@ class DownBlock(nn.Module):
             layers += inject()
             if attention is not None:
                 layers += [attention, *inject()]
-            self.groups.append(InvertibleSequence(layers))
-        self.input_scale = nn.Parameter(torch.ones(1))
-        self.output_scales = nn.Parameter(torch.zeros(len(self.groups)))
+            self.groups.append(InvertibleSequence(layers) if wired else Chain(layers))
+        self.input_scale = nn.Parameter(torch.ones(1)) if wired else None
+        self.output_scales = nn.Parameter(torch.zeros(len(self.groups))) if wired else None
         self.downsampler = block.downsamplers[0] if block.downsamplers else None
         self.invertible = True
 
@@ -155,30 +155,40 @@ class DownBlock(nn.Module):
         """The features that the decoder reads; the last one is also the output."""
         if self.entry is not None:
             x = _outside(self.entry, self.invertible, x, conditions.time)
-        h = self.input_scale * x
-        features = []
-        for group, scale in zip(self.groups, self.output_scales, strict=True):
-            assert isinstance(group, InvertibleSequence)
-            x, h = group(x, h, _contexts(group.layers, conditions))
-            features.append(x + scale * h)
+        features = self._group_features(x, conditions)
         if self.downsampler is not None:
             features.append(_outside(self.downsampler, self.invertible, features[-1]))
+        return features
+
+    def _group_features(self, x: Tensor, conditions: Conditions) -> list[Tensor]:
+        """What each group gives, with the wiring merged from its pair."""
+        contexts = [_contexts(group.layers, conditions) for group in self.groups]  # type: ignore[arg-type]
+        features = []
+        if self.input_scale is None or self.output_scales is None:
+            for group, read in zip(self.groups, contexts, strict=True):
+                x = group(x, read)
+                features.append(x)
+            return features
+        h = self.input_scale * x
+        for group, read, scale in zip(self.groups, contexts, self.output_scales, strict=True):
+            x, h = group(x, h, read)
+            features.append(x + scale * h)
         return features
 
 
 class MiddleBlock(nn.Module):
     """The middle block of a U-Net that was not pruned."""
 
-    def __init__(self, block: Any, inject: Inject) -> None:
+    def __init__(self, block: Any, inject: Inject, wired: bool = True) -> None:
         super().__init__()
         first, *others = block.resnets
         layers = [first, *inject()]
         for resnet, transformer in zip(others, block.attentions, strict=True):
             layers += [Attention(transformer), *inject(), resnet, *inject()]
-        self.wired = Wired(layers)
+        self.wired = Wired(layers) if wired else Chain(layers)
 
     def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
-        return self.wired(x, _contexts(self.wired.sequence.layers, conditions))
+        return self.wired(x, _contexts(self.wired.layers, conditions))
 
 
 class UpBlock(nn.Module):
@@ -191,7 +201,7 @@ class UpBlock(nn.Module):
         invertible: off, entry and upsampler keep their activations.
     """
 
-    def __init__(self, block: Any, inject: Inject) -> None:
+    def __init__(self, block: Any, inject: Inject, wired: bool = True) -> None:
         super().__init__()
         self.entry = SkipResidual(block.resnets[0])
         layers: list[nn.Module] = []
@@ -199,7 +209,7 @@ class UpBlock(nn.Module):
             layers += inject() if resnet is block.resnets[0] else [SkipResidual(resnet), *inject()]
             if attention is not None:
                 layers += [attention, *inject()]
-        self.wired = Wired(layers)
+        self.wired = Wired(layers) if wired else Chain(layers)
         self.upsampler = block.upsamplers[0] if block.upsamplers else None
         self.skips = len(block.resnets)
         self.invertible = True
@@ -207,7 +217,7 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, skips: Sequence[Tensor], conditions: Conditions) -> Tensor:
         """Features from below and one skip feature for each residual block, in their order."""
         x = _outside(self.entry, self.invertible, x, skips[0], conditions.time)
-        x = self.wired(x, _contexts(self.wired.sequence.layers, conditions, skips[1:]))
+        x = self.wired(x, _contexts(self.wired.layers, conditions, skips[1:]))
         return x if self.upsampler is None else _outside(self.upsampler, self.invertible, x)
 
 
@@ -224,6 +234,7 @@ class InvertibleUNet(nn.Module):
         steps: int,
         image_channels: int = 1,
         injector_kernel: int | None = 1,
+        wired: bool = True,
     ) -> None:
         """
         Args:
@@ -231,6 +242,7 @@ class InvertibleUNet(nn.Module):
             steps: T, for the injectors.
             image_channels: 1 or 3.
             injector_kernel: 1 or 3; None for no injectors.
+            wired: off, the layers follow one another as in Stable Diffusion's U-Net, and keep their activations.
 
         Raises:
             UserError: if the decoder does not fit the encoder that pruning left.
@@ -253,10 +265,12 @@ class InvertibleUNet(nn.Module):
         self.conv_in = unet.conv_in
         self.time_proj, self.time_embedding = unet.time_proj, unet.time_embedding
         self.down_blocks = nn.ModuleList(
-            DownBlock(block, inject[level]) for level, block in enumerate(unet.down_blocks)
+            DownBlock(block, inject[level], wired) for level, block in enumerate(unet.down_blocks)
         )
-        self.mid_block = None if unet.mid_block is None else MiddleBlock(unet.mid_block, inject[-1])
-        self.up_blocks = nn.ModuleList(UpBlock(block, inject[-1 - level]) for level, block in enumerate(unet.up_blocks))
+        self.mid_block = None if unet.mid_block is None else MiddleBlock(unet.mid_block, inject[-1], wired)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(block, inject[-1 - level], wired) for level, block in enumerate(unet.up_blocks)
+        )
         self.conv_norm_out, self.conv_act, self.conv_out = unet.conv_norm_out, unet.conv_act, unet.conv_out
         decoder_input = unet.up_blocks[0].resnets[0].in_channels - features[-1]
         self.repeats, rest = divmod(decoder_input, features[-1])

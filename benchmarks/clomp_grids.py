@@ -1,36 +1,39 @@
-"""The CLOMP paper's experiments on 1-D signals: grids over length, sampling ratio and sparse rate, with plots.
+"""The CLOMP paper's experiments on signals and images: grids over length, sampling ratio and sparse rate, with plots.
 
-``python benchmarks/sparse_1d.py grid --lengths 500,1000 --ratios 0.05,0.15,0.25 --sparse_rates 0.2,0.4 --out DIR``
-is the paper's Figures 1, 2, 4 and 5: ``grid_ssim.png`` and one each for PCC, PSNR and seconds.
-``python benchmarks/sparse_1d.py least_ratio --sparse_rates 0.1,0.2,0.3,0.4 --out DIR`` finds the least ratio at which
-the mean SSIM exceeds 0.9 (Figure 3j): ``least_ratio.csv`` and ``.png``. ``--signals NAME or FILE`` takes real signals
-(ecg, air_quality, a CSV or .npy file) in place of synthetic ones. Every mean is written to ``DIR/scores.csv`` as soon
-as it is known, and what is there is not computed again.
+``python benchmarks/clomp_grids.py grid --lengths 500,1000 --ratios 0.05,0.15,0.25 --sparse_rates 0.2,0.4 --out DIR``
+writes ``grid_ssim.png`` and one each for PCC, PSNR and seconds. ``... least_ratio --sparse_rates 0.1,0.2 --out DIR``
+finds the least ratio at which the mean SSIM exceeds 0.9 (Figure 3j): ``least_ratio.csv`` and ``.png``. ``--signals``
+takes other signals than synthetic ones: ecg, air_quality, a CSV or .npy file, or a set or folder of images, of which
+the largest squares in the middle are scaled to n x n and measured column by column. Every mean is written to
+``DIR/scores.csv`` as soon as it is known, and what is there is not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import torch
 from einops import rearrange
 from matplotlib.figure import Figure
+from programs import GrowingTable
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from cs_models.errors import UserError
-from cs_models.evaluation.protocol import score_signal
+from cs_models.evaluation import protocol
 from cs_models.evaluation.results import to_text, write_table
 from cs_models.operators import make_operator
 from cs_models.zoo.methods import build_method
-from datamodules.signals import load_signals, synthetic_signals, unit_range
+from datamodules.catalog import load_set
+from datamodules.signals import load_signals, names_signals, synthetic_signals, unit_range
 
 REACHED = 0.9
 SCORES = ("ssim", "pcc", "psnr_db", "seconds")
@@ -38,13 +41,13 @@ SCORES = ("ssim", "pcc", "psnr_db", "seconds")
 
 @dataclass(frozen=True)
 class Source:
-    """Some signals.
+    """Some signals, or images.
 
     Attributes:
-        signals: "synthetic", or the name or file of real ones.
-        count: the number of signals.
-        n: samples of each; 0 for those of a file.
-        sparse_rate: Kr that synthetic signals are made with; 0 for those of a file.
+        signals: "synthetic", or the name, file or folder of real ones.
+        count: the number of signals or images.
+        n: samples of each; 0 for those of a file, and for images as they are.
+        sparse_rate: Kr that synthetic signals are made with; 0 for others.
         data_dir: folder with the known sets.
     """
 
@@ -55,15 +58,35 @@ class Source:
     data_dir: str | None = None
 
     def load(self) -> Tensor:
-        """The signals ``(N, n)``, each scaled to [0, 1]."""
+        """Signals ``(N, 1, n, 1)``, each scaled to [0, 1], or images ``(N, 1, n, n)``."""
         if self.signals == "synthetic":
-            return torch.from_numpy(synthetic_signals(self.count, self.n, self.sparse_rate))
-        return torch.from_numpy(unit_range(load_signals(self.signals, self.data_dir).samples[: self.count])).float()
+            return _as_columns(torch.from_numpy(synthetic_signals(self.count, self.n, self.sparse_rate)))
+        if names_signals(self.signals):
+            samples = load_signals(self.signals, self.data_dir).samples[: self.count]
+            return _as_columns(torch.from_numpy(unit_range(samples)).float())
+        images = load_set(self.signals, self.data_dir, limit=self.count)
+        return torch.cat([_square(image, self.n) for _, image in images])
+
+
+def _as_columns(signals: Tensor) -> Tensor:
+    return rearrange(signals, "s n -> s 1 n 1")
+
+
+def _square(image: Tensor, side: int) -> Tensor:
+    """The middle of an image ``(1, H, W)``, scaled to ``(1, 1, side, side)``."""
+    height, width = image.shape[1:]
+    size = min(height, width)
+    top, left = (height - size) // 2, (width - size) // 2
+    square = image[None, :, top : top + size, left : left + size]
+    return interpolate(square, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Means:
-    """What a line of ``scores.csv`` says: mean scores of a method on some signals at one ratio, seconds for all."""
+    """What a line of ``scores.csv`` says: mean scores of a method on some signals at one ratio, seconds for all.
+
+    Images have no PCC and no MSE.
+    """
 
     method: str
     signals: str
@@ -73,9 +96,9 @@ class Means:
     ratio: float
     seed: int
     ssim: float
-    pcc: float
+    pcc: float | None
     psnr_db: float
-    mse: float
+    mse: float | None
     sparse_rate_dct: float
     sparse_rate_fft: float
     seconds: float
@@ -88,29 +111,22 @@ class Table:
     """``scores.csv``: what it lacks is computed and added."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lines: list[list[str]] = []
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                header, *self._lines = csv.reader(file)
-            if header != COLUMNS:
-                raise UserError(f"{path} is another kind of table; choose another --out")
+        self._table = GrowingTable(path, COLUMNS)
 
     def means(self, method: str, source: Source, ratio: float, seed: int) -> Means:
         """The line of a case."""
         case = (method, source.signals, source.count, source.n, source.sparse_rate, ratio, seed)
-        known = [to_text(value) for value in case]
-        line = next((line for line in self._lines if line[: len(case)] == known), None)
-        if line is None:
+
+        def measure() -> dict[str, float | None]:
             scores = _scores(method, _load(source), ratio, seed)
-            line = known + [to_text(scores[name]) for name in COLUMNS[len(case) :]]
-            self._lines.append(line)
-            write_table(self._path, COLUMNS, self._lines)
-            text = ", ".join(f"{name} {scores[name]:.3f}" for name in SCORES)
-            where = f"n {source.n}, Kr {source.sparse_rate:g}" if source.n else source.signals
-            print(f"{where}, Sr {ratio:.2f}, {method}: {text}", flush=True)
-        return Means(*case, *map(float, line[len(case) :]))
+            text = ", ".join(f"{name} {scores[name]:.3f}" for name in SCORES if name in scores)
+            kind = f", Kr {source.sparse_rate:g}" if source.sparse_rate else f", {source.signals}"
+            print(f"n {source.n}{kind}, Sr {ratio:.2f}, {method}: {text}", flush=True)
+            return {name: scores.get(name) for name in COLUMNS}
+
+        line = self._table.line(case, measure)
+        measured: list[Any] = [float(line[name]) if line[name] else None for name in COLUMNS[len(case) :]]
+        return Means(*case, *measured)
 
 
 @cache
@@ -118,17 +134,22 @@ def _load(source: Source) -> Tensor:
     return source.load()
 
 
-def _scores(method: str, signals: Tensor, ratio: float, seed: int) -> dict[str, float]:
-    x = rearrange(signals, "s n -> s 1 n 1")
-    operator = make_operator("column", ratio, (x.shape[2], 1), seed=seed)
+def _scores(method: str, x: Tensor, ratio: float, seed: int) -> dict[str, float]:
+    operator = make_operator("column", ratio, (x.shape[2], x.shape[3]), seed=seed)
     y = operator(x)
     solver = build_method(method, ratio)
     solver.reconstruct(y[:1], operator)  # the first call of all imports what the solver needs
     start = time.perf_counter()
     estimates = solver.reconstruct(y, operator).clamp(0, 1)
     elapsed = time.perf_counter() - start
-    scores = [score_signal(estimate, signal) for estimate, signal in zip(estimates, x, strict=True)]
+    scores = [_score(estimate, signal) for estimate, signal in zip(estimates, x, strict=True)]
     return {name: sum(one[name] for one in scores) / len(scores) for name in scores[0]} | {"seconds": elapsed}
+
+
+def _score(estimate: Tensor, x: Tensor) -> dict[str, float]:
+    if x.shape[2] == 1:
+        return protocol.score_signal(estimate, x) | protocol.sparse_rates(x)
+    return dict(zip(("psnr_db", "ssim"), protocol.score(estimate, x), strict=True)) | protocol.sparse_rates(x)
 
 
 def grid(arguments: argparse.Namespace, table: Table) -> list[Path]:
@@ -142,7 +163,7 @@ def grid(arguments: argparse.Namespace, table: Table) -> list[Path]:
     lengths = list(dict.fromkeys(one.n for one in means))
     rates = list(dict.fromkeys(one.sparse_rate for one in means))
     files = []
-    for score in SCORES:
+    for score in (name for name in SCORES if getattr(means[0], name) is not None):
         figure = Figure(figsize=(max(5.5, 3.5 * len(rates) + 1), max(3.5, 2.8 * len(lengths))), layout="constrained")
         panels = figure.subplots(len(lengths), len(rates), squeeze=False, sharex=True, sharey=True)
         for (n, rate), axes in zip(((n, rate) for n in lengths for rate in rates), panels.flat, strict=True):
@@ -150,7 +171,7 @@ def grid(arguments: argparse.Namespace, table: Table) -> list[Path]:
             for method in arguments.methods:
                 line = [(one.ratio, getattr(one, score)) for one in here if one.method == method]
                 axes.plot(*zip(*line, strict=True), "o-", label=method)
-            axes.set_title(f"n = {n}, Kr = {rate:g}" if n else f"{here[0].signals}, Kr = {here[0].sparse_rate_dct:.2f}")
+            axes.set_title(_title(here[0]))
             axes.set(xlabel="Sr", ylabel=score, yscale="log" if score == "seconds" else "linear")
             axes.label_outer()
             axes.grid(alpha=0.3)
@@ -158,6 +179,13 @@ def grid(arguments: argparse.Namespace, table: Table) -> list[Path]:
         files.append(arguments.out / f"grid_{score}.png")
         figure.savefig(files[-1], dpi=120)
     return files
+
+
+def _title(one: Means) -> str:
+    names = [f"n = {one.n}"] if one.n else []
+    if one.sparse_rate:
+        return ", ".join([*names, f"Kr = {one.sparse_rate:g}"])
+    return ", ".join([*names, one.signals, f"Kr = {one.sparse_rate_dct:.2f}"])
 
 
 def least_ratio(arguments: argparse.Namespace, table: Table) -> list[Path]:
@@ -197,12 +225,16 @@ def least_ratio(arguments: argparse.Namespace, table: Table) -> list[Path]:
 
 def sources(arguments: argparse.Namespace) -> Iterator[Source]:
     """The signals that were asked for."""
-    if arguments.signals:
-        yield Source(arguments.signals, arguments.count, data_dir=arguments.data_dir)
-        return
-    for n in arguments.lengths:
-        for rate in arguments.sparse_rates:
-            yield Source("synthetic", arguments.count, n, rate)
+    name, count, data_dir = arguments.signals, arguments.count, arguments.data_dir
+    if name == "synthetic":
+        for n in arguments.lengths or [1000]:
+            for rate in arguments.sparse_rates:
+                yield Source(name, count, n, rate)
+    elif names_signals(name):
+        yield Source(name, count, data_dir=data_dir)
+    else:
+        for n in arguments.lengths or [256]:
+            yield Source(name, count, n, data_dir=data_dir)
 
 
 def _numbers(text: str) -> list[float]:
@@ -213,12 +245,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("experiment", choices=["grid", "least_ratio"])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=["clomp", "stomp", "iht"])
-    parser.add_argument("--lengths", type=lambda text: [int(word) for word in text.split(",")], default=[1000])
+    parser.add_argument(
+        "--lengths",
+        type=lambda text: [int(word) for word in text.split(",")],
+        help="samples of synthetic signals (1000), or sides that images are scaled to (256)",
+    )
     parser.add_argument("--ratios", type=_numbers, default=[0.05, 0.15, 0.25])
     parser.add_argument("--sparse_rates", type=_numbers, default=[0.2, 0.4])
-    parser.add_argument("--signals", help="name or file; default: synthetic signals")
+    parser.add_argument("--signals", default="synthetic", help="name, file or folder; default: synthetic signals")
     parser.add_argument("--data_dir")
-    parser.add_argument("--count", type=int, default=200, help="number of signals")
+    parser.add_argument("--count", type=int, default=200, help="number of signals or images")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling matrix")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

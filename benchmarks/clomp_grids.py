@@ -175,7 +175,7 @@ def grid(arguments: argparse.Namespace, table: Table) -> list[Path]:
             axes.set(xlabel="Sr", ylabel=score, yscale="log" if score == "seconds" else "linear")
             axes.label_outer()
             axes.grid(alpha=0.3)
-        panels[0, 0].legend()
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper")
         files.append(arguments.out / f"grid_{score}.png")
         figure.savefig(files[-1], dpi=120)
     return files
@@ -218,7 +218,7 @@ def least_ratio(arguments: argparse.Namespace, table: Table) -> list[Path]:
             axes.plot([rate for rate, _ in line], [least for _, least in line], "o-", label=label)
     axes.set(xlabel="Kr", ylabel=f"least Sr with SSIM > {REACHED}", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path.with_suffix(".png"), dpi=120)
     return [path.with_suffix(".csv"), path.with_suffix(".png")]
 

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from cs_models.cli.evaluate import parse
 from cs_models.errors import UserError
@@ -23,6 +22,7 @@ from cs_models.evaluation.loop import _Worker
 from cs_models.evaluation.plan import Plan
 from cs_models.evaluation.processes import OneProcess
 from cs_models.evaluation.results import ResultsFile, only_writer
+from cs_models.progress import Progress
 
 GPU_MILLISECONDS = (5, 20, 100)
 
@@ -36,7 +36,7 @@ def host_work(words: list[str]) -> list[tuple[float, ...]]:
         ResultsFile(options.output.out).repair()
         worker = _Worker(plan, OneProcess(torch.device("cpu")))
         before = time.perf_counter()
-        for batch in worker._batches(plan.cases[0], tqdm(disable=True)):
+        for batch in worker._batches(plan.cases[0], Progress(None, hidden=True)):
             read = time.perf_counter()
             begun = worker._begin(plan.cases[0], batch)
             reconstructed = time.perf_counter()

@@ -199,7 +199,7 @@ def draw(
             axis.plot(steps, [values[mode, t] for t in steps], marker="o", label=NAMES[mode])
         axis.set(xlabel="steps T", title=title)
     memory.set_yscale("log")
-    memory.legend()
+    figure.legend(*memory.get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=150)
 
 

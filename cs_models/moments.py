@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.progress import Progress
 from datamodules.catalog import load_set
 
 
@@ -32,16 +33,19 @@ def second_moment(training_sets: tuple[str, ...], block_size: int, data_dir: str
     stride = max(1, block_size // 4)
     n = block_size**2
     total, count = torch.zeros(n, n, dtype=torch.float64), 0
-    for training_set in training_sets:
-        for _, image in load_set(training_set, data_dir):
-            if min(image.shape[-2:]) < block_size:
-                continue
-            blocks = F.unfold(image[None], block_size, stride=stride)[0]
-            total += (blocks @ blocks.T).double()
-            count += blocks.shape[1]
+    sets = [load_set(name, data_dir) for name in training_sets]
+    with Progress(sum(map(len, sets)), "second moments", "images") as bar:
+        for images in sets:
+            for _, image in images:
+                bar.update()
+                if min(image.shape[-2:]) < block_size:
+                    continue
+                blocks = F.unfold(image[None], block_size, stride=stride)[0]
+                total += (blocks @ blocks.T).double()
+                count += blocks.shape[1]
     if count == 0:
-        sets = "', '".join(training_sets)
-        raise UserError(f"no image of '{sets}' is as large as a {block_size}x{block_size} block")
+        names = "', '".join(training_sets)
+        raise UserError(f"no image of '{names}' is as large as a {block_size}x{block_size} block")
     return _average_over_flips(total / count, block_size)
 
 

@@ -28,9 +28,8 @@ from typing import IO, Any, NamedTuple, cast
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
 from cs_models.errors import CommandParser, UserError, nearest, report
+from cs_models.progress import Progress
 from datamodules.catalog import CATALOG, Archive, find_images, fingerprint, resolve_data_dir
 from datamodules.images import is_image_name, list_images
 
@@ -158,7 +157,7 @@ def _receive(url: str, part: Path) -> None:
         total = done + int(length) if length is not None else None
         with (
             part.open("ab" if resumed else "wb") as output,
-            tqdm(desc=part.stem, initial=done, total=total, unit="B", unit_scale=True) as bar,
+            Progress(total, part.stem, "bytes", done, large_numbers=True) as bar,
         ):
             while True:
                 with _network(url):
@@ -226,9 +225,11 @@ def extract(file: Path, folders: Sequence[str], target: Path) -> None:
             needed, free = sum(member.size for member in wanted.values()), shutil.disk_usage(target).free
             if needed > free:
                 raise UserError(f"no space left on the disk of '{target}': {needed} bytes needed, {free} free")
-            for name, member in wanted.items():
-                with member.open() as source, (target / name).open("wb") as output:
-                    shutil.copyfileobj(source, output, _CHUNK)
+            with Progress(len(wanted), f"unpacking {file.name}", "images") as bar:
+                for name, member in wanted.items():
+                    with member.open() as source, (target / name).open("wb") as output:
+                        shutil.copyfileobj(source, output, _CHUNK)
+                    bar.update()
     except _DAMAGED as error:
         file.unlink()
         reason = str(error).partition("\n")[0].rstrip(":")

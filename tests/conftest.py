@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def _share_bytecode() -> None:
+    """Let this process and all that the tests start share compiled modules where Python was told to keep none.
+
+    Containers often tell it so. Each of some fifty processes would compile torch and Lightning anew, which takes longer
+    than what is tested in it.
+    """
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode = False
+        sys.pycache_prefix = str(REPOSITORY / ".pytest_cache/bytecode")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
+
+_share_bytecode()
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
+    import torch  # not by the process that only distributes the tests
+
     torch.manual_seed(0)
 
 
@@ -50,6 +68,7 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an unconditional diffusers pipeline for grey images with a U-Net of a few random weights."""
+    import torch
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     torch.manual_seed(0)

@@ -39,6 +39,8 @@ from tests.small_networks import SIZE, make_network, networks, numbers
 LARGE = 72, 24  # where cosine transforms are FFTs
 # Solvers run with fewer iterations.
 SHORT = {"iterations": 4, "epochs": 4}
+# How the names of cases in low precision end.
+LOW = " bf16", " fp16"
 TRANSFORMS: dict[str, OrthonormalTransform] = {
     "dct": DCT(), "dct2d": DCT2d(), "dct8": BlockDCT2d(8), "db4": Wavelet2d("db4", levels=2)
 }  # fmt: skip
@@ -67,10 +69,12 @@ def rehearse(name: str, case: Case) -> dict[str, Any]:
     try:
         expected = case(torch.device("cpu")) if is_compared(name) else None
         with Rehearsal() as rehearsal:
-            torch.manual_seed(0)
-            result = case(torch.device(DEVICE))
-            error = None if expected is None else difference(result, expected)
-            rehearsal.waits.clear()
+            error = None
+            if not name.endswith(LOW):  # of these the case before, on the same objects, was the first run
+                torch.manual_seed(0)
+                result = case(torch.device(DEVICE))
+                error = None if expected is None else difference(result, expected)
+                rehearsal.waits.clear()
             case(torch.device(DEVICE))
     except UserError as refusal:
         return {"refused": str(refusal)}
@@ -83,7 +87,7 @@ def rehearse(name: str, case: Case) -> dict[str, Any]:
 
 def is_compared(name: str) -> bool:
     """Whether the CPU runs a case too: not in low precision, which devices round differently, nor every choice."""
-    return not name.endswith(("bf16", "fp16")) and "=" not in name
+    return not name.endswith(LOW) and "=" not in name
 
 
 def difference(result: object, expected: object, device: str = NAME) -> str | None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cs_models"
 # From the bottom up; each may import what stands below it.
 LAYERS = [
     {"errors", "files", "precision", "host_memory", "settings", "signatures", "operator_names", "locks",
-     "launched"},
+     "launched", "progress"},
     {"numerics", "transforms", "moments", "arrays"},
     {"metrics"},
     {"operators"},

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.operators import make_operator
 from cs_models.training.lightning import LightningTraining
-from cs_models.training.module import ReconstructionModule
+from cs_models.training.module import ReconstructionModule, keep_compiled_code_apart
 from cs_models.zoo.checkpoints import MODELS
 from tests.small_networks import make_network
 
@@ -74,6 +76,22 @@ def test_blocks_of_idm_are_graphs() -> None:
     """Its U-Net has blocks of many shapes; further steps and other sizes need no more graphs."""
     counts = compared("idm invertible=both", "eager", SIZES[:3])
     assert 0 < counts[1] == counts[-1] <= 24
+
+
+@pytest.mark.parametrize(
+    ("limit", "chosen", "expected"),
+    [("AVX2", None, "me_AVX2"), ("AVX2", "me", "me_AVX2"),
+     ("../x", None, "me____x"), (None, None, None), ("AVX2", "mine", "mine")],
+)  # fmt: skip
+def test_compiled_code_is_kept_apart_by_instructions(
+    limit: str | None, chosen: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [None if name is None else str(tmp_path / name) for name in (chosen, expected)]
+    variables = {"ONEDNN_MAX_CPU_ISA": limit, "TORCHINDUCTOR_CACHE_DIR": folders[0]}
+    monkeypatch.setattr("os.environ", {name: value for name, value in variables.items() if value is not None})
+    monkeypatch.setattr("torch._inductor.runtime.runtime_utils.default_cache_dir", lambda: str(tmp_path / "me"))
+    keep_compiled_code_apart()
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == folders[1]
 
 
 def test_recorded_kernels_are_an_option(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -24,6 +25,7 @@ from cs_models.training.callbacks import is_worker_death
 from datamodules.catalog import find_images
 from datamodules.crops import Crops
 from datamodules.patches import PatchDataModule
+from tests import forked
 
 
 @pytest.fixture
@@ -432,7 +434,7 @@ def test_two_real_processes_see_what_one_sees(tmp_path: Path, images: list[npt.N
     Image.fromarray(images[0]).save(tmp_path / "third" / "c.png")
     sets = ["mine", "third"]  # three images on two processes
     settings: dict[str, Any] = {"train_sets": ["mine"], "crop_size": 5, "channels": "rgb", "validation_sets": sets}
-    for devices, strategy in ((2, "ddp_spawn"), (1, "auto")):
+    for devices, strategy in ((2, DDPStrategy(start_method=forked.METHOD)), (1, "auto")):
         (tmp_path / str(devices)).mkdir()
         module = PatchDataModule(str(tmp_path), batch_size=4 // devices, batches_per_epoch=3, **settings)
         saver = Saver(tmp_path / str(devices))

@@ -9,6 +9,9 @@ import pytest
 
 from cs_models.cli.configs import find_config
 from cs_models.cli.main import COMMANDS
+from cs_models.evaluation.report.board import WHOLE_SETS
+from cs_models.evaluation.report.cards import RESULTS, read_figures
+from datamodules.catalog import CATALOG
 from tests.conftest import REPOSITORY
 from tests.test_architecture import LAYERS, PACKAGE
 
@@ -34,6 +37,14 @@ def test_configurations_exist(page: Path) -> None:
         for name in re.findall(r"--config ([\w./]+)", line):
             if name not in ("C.yaml", "my_net.yaml", "configs/train/NAME.yaml", "configs/train/override/X.yaml"):
                 assert find_config(name, "eval" if "configs/eval/" in name else kind)
+
+
+def test_the_cards_are_about_the_sets_as_they_are_today() -> None:
+    for figures in read_figures(RESULTS):
+        expected = len(CATALOG["bundled"].bundled) if figures.dataset == "bundled" else WHOLE_SETS[figures.dataset]
+        assert figures.images == expected, figures
+    card = (REPOSITORY / "checkpoints/README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| bundled .*?\|.*?\|.*?\|.*?\| (\d+) ", card, re.MULTILINE)) == {"3"}
 
 
 def test_the_documented_tree_is_the_real_one() -> None:

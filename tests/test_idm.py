@@ -29,6 +29,7 @@ from cs_models.training.options import Training
 from cs_models.training.weights import save_checkpoint
 from cs_models.zoo.checkpoints import load_checkpoint
 from cs_models.zoo.import_idm import import_idm_state
+from tests import forked
 
 # One group in every normalisation: with few channels a group would swallow the biases of injectors.
 TINY = {
@@ -159,7 +160,7 @@ def test_twelve_steps_in_float32_stay_exact() -> None:
 @pytest.mark.slow
 def test_the_full_network_in_float32() -> None:
     network = IDM(IDMConfig(steps=2))
-    operator, x = make_operator("structured:32", 0.1, (64, 64)), torch.rand(1, 1, 64, 64)
+    operator, x = make_operator("structured:32", 0.1, (32, 32)), torch.rand(1, 1, 32, 32)
     found = torch.cat([gradient.flatten() for gradient in gradients(network, operator, x).values()])
     network.set_invertible("none")
     found -= torch.cat([gradient.flatten() for gradient in gradients(network, operator, x).values()])
@@ -205,7 +206,9 @@ def distributed_worker(rank: int, store: str, out: str) -> None:
 @pytest.mark.slow
 def test_two_processes_and_two_accumulation_steps(tmp_path: Path) -> None:
     out = tmp_path / "error"
-    torch.multiprocessing.spawn(distributed_worker, (str(tmp_path / "store"), str(out)), nprocs=2)
+    torch.multiprocessing.start_processes(  # by "forkserver" where there is one, from what has imported torch
+        distributed_worker, (str(tmp_path / "store"), str(out)), nprocs=2, start_method=forked.METHOD
+    )
     assert torch.load(out, weights_only=True) < 1e-9
 
 

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from cs_models.cli import train
 from cs_models.errors import UserError
 from cs_models.training.checkpoint_io import DurableCheckpointIO
 from cs_models.training.lightning import LightningTraining
 from cs_models.zoo.checkpoints import load_checkpoint
+from tests import forked
 from tests.conftest import REPOSITORY
 from tests.test_train import arguments, wandb_arguments
 from tests.wandb_files import complete_records
@@ -37,17 +36,6 @@ if sys.platform == "win32":
 
 CONFIGS = REPOSITORY / "configs/train"
 SMALL = ("--data.crop_size=33", "--model.init_args.network.features=4")
-# A process that has imported everything and forks the trainings.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "tests.test_long_runs",
-        "cs_models.networks.unfolding.coast",
-        "cs_models.networks.diffusion.idm",
-        "pytorch_lightning.cli",
-        "timm.utils",
-    ]
-)
 
 
 class KillAt(pl.Callback):
@@ -116,19 +104,6 @@ def callback(cls: type[pl.Callback], **settings: Any) -> list[str]:
     return [f"--trainer.callbacks+={name}", *(f"--trainer.callbacks.{key}={value}" for key, value in settings.items())]
 
 
-def _child(words: list[str], log: Path, environment: dict[str, str]) -> None:
-    os.setsid()
-    os.chdir(REPOSITORY)
-    os.environ |= environment
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    multiprocessing.set_start_method("fork", force=True)  # for data workers, as in any other process
-    torch.set_num_threads(1)
-    sys.argv = ["train.py", *words]
-    sys.exit(train.main(words))
-
-
 def finish(
     words: list[str], folder: Path, processes: int = 1, strategy: Sequence[str] = ("--trainer.strategy=ddp",)
 ) -> tuple[list[int], str]:
@@ -142,18 +117,11 @@ def finish(
         shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"}
         words = [*words, f"--trainer.devices={processes}", *strategy]
     logs = [folder / f"log{rank}" for rank in range(processes)]
-    started: list[BaseProcess] = []
+    started = []
     for rank, log in enumerate(logs):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        process = SERVER.Process(target=_child, args=(words, log, shared | ranks))
-        process.start()
-        started.append(process)
-    statuses = []
-    for process in started:
-        process.join(120)
-        if process.is_alive():
-            process.kill()
-        statuses.append(process.exitcode or 0)
+        started.append(forked.start("train.py", words, log, **shared, **ranks))
+    statuses = [forked.finished(process, 300) for process in started]
     return statuses, "\n".join(log.read_text() for log in logs)
 
 
@@ -433,7 +401,7 @@ def test_training_goes_on_without_the_network(tiny_images: Path, tmp_path: Path)
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
     assert server.vanished.is_set()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from skimage.data import camera
 from torch import Tensor
 
@@ -92,11 +93,14 @@ def test_every_tile_is_as_large_as_allowed_and_keeps_its_margins() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_line_cuts_and_says_so(tmp_path: Path) -> None:
-    words = ["--methods", "r_coast", "--iterations_per_layer", "1,1,1,1,1", "--datasets", "bundled", "--limit", "1"]
-    words += ["--ratios", "0.1", "--device", "cpu", "--precision", "fp32", "--out", str(tmp_path)]
+def test_the_command_line_cuts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cs_models.evaluation.loop.LARGE_IMAGE", 0)  # no reconstruction before those that are timed
+    Image.fromarray(camera()[100:364, 150:414]).save(tmp_path / "part.png")
+    words = ["--methods", "r_coast", "--iterations_per_layer", "1,1,1,1,1", "--image", str(tmp_path / "part.png")]
+    words += ["--channels", "luminance", "--ratios", "0.1", "--precision", "fp32", "--device", "cpu"]
+    words += ["--out", str(tmp_path)]
     assert main(words) == 0
-    for cut in (["--tile", "165"], ["--tile_memory", "0.02"]):
+    for cut in (["--tile", "165"], ["--tile_memory", "0.05"]):
         assert main([*words, *cut]) == 0
     with open(tmp_path / "per_image.csv") as file:
         whole, *cut_ones = csv.DictReader(file)

@@ -13,10 +13,13 @@ import torch
 import yaml
 from PIL import Image
 
+from cs_models import progress
 from cs_models.cli import train
 from cs_models.cli.spelling import check_spelling
 from cs_models.errors import UserError
 from cs_models.operators import MeasurementOperator
+from cs_models.training import curves
+from cs_models.training.curves import curves_of
 from cs_models.training.loggers import ContinuedCSVLogger
 from cs_models.zoo.checkpoints import load_checkpoint
 from tests.conftest import REPOSITORY
@@ -64,7 +67,7 @@ def fit(config: Path, images: Path, out: Path, *more: str, **changed: str) -> Pa
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_trains(config: Path, tiny_images: Path, tmp_path: Path) -> None:
     crop = yaml.safe_load(config.read_text())["data"]["crop_size"]
-    smaller = [f"--data.crop_size={min(crop, 64)}"]
+    smaller = [f"--data.crop_size={min(crop, 33)}"]
     if config.stem == "idm":
         # The weights of Stable Diffusion are not at hand; the same surgery on a U-Net of a few channels.
         unet = yaml.safe_load((config.parent / "idm_small.yaml").read_text())["model"]["init_args"]["network"]["unet"]
@@ -90,6 +93,8 @@ IN_ONE_PROCESS = [path for path in OVERRIDES if path.stem not in ("wandb", "wand
 def test_every_override_trains(override: Path, tiny_images: Path, tmp_path: Path) -> None:
     base = BASES.get(override.stem, "ista_net_pp")
     small = [] if base == "idm_small" else ["--model.init_args.network.features=4"]
+    if base in ("coast", "ista_net_pp"):  # instead of 20 that are alike; no override of theirs says how many
+        small.append("--model.init_args.network.layers=2")
     if override.stem == "idm_not_pruned":  # the small U-Net has too few features for injectors in its deepest level
         small = ["--config", str(override.with_name("idm_no_injectors.yaml"))]
     config = REPOSITORY / f"configs/train/{base}.yaml"
@@ -238,7 +243,10 @@ def test_the_sweep_passes_arguments_that_train_takes(
     assert sweep["metric"]["name"].encode() in run.read_bytes()
 
 
-SMALL = ["--data.crop_size=33", "--model.init_args.network.features=4"]
+SMALL = [
+    "--data.crop_size=33", "--model.init_args.network.features=4", "--model.init_args.network.layers=2",
+    "--model.init_args.network.iterations_per_layer=[2,2]",
+]  # fmt: skip
 
 
 def test_resumed_training_equals_uninterrupted(tiny_images: Path, tmp_path: Path) -> None:
@@ -264,33 +272,77 @@ def test_resumed_training_equals_uninterrupted(tiny_images: Path, tmp_path: Path
     assert any(not torch.equal(before[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("steps", [3, 4])
-def test_resuming_the_last_checkpoint_of_an_epoch_equals_uninterrupted(
-    steps: int, tiny_images: Path, tmp_path: Path
-) -> None:
+def test_resuming_the_last_checkpoint_of_an_epoch_equals_uninterrupted(tiny_images: Path, tmp_path: Path) -> None:
     """With no settings for checkpoints the last one is that of an epoch's end, or of the training's."""
     config = REPOSITORY / "configs/train/r_coast.yaml"
     whole = fit(config, tiny_images, tmp_path / "whole", *SMALL, max_steps="7", batches_per_epoch="3")
-    fit(config, tiny_images, tmp_path / "resumed", *SMALL, max_steps=str(steps), batches_per_epoch="3")
-    more = [*SMALL, "--ckpt_path=last"]
-    resumed = fit(config, tiny_images, tmp_path / "resumed", *more, max_steps="7", batches_per_epoch="3")
-    ours, theirs = (load_checkpoint(folder / "model.safetensors").state_dict() for folder in (resumed, whole))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    theirs = load_checkpoint(whole / "model.safetensors").state_dict()
+    for steps in ("3", "4"):
+        out = tmp_path / steps
+        fit(config, tiny_images, out, *SMALL, max_steps=steps, batches_per_epoch="3")
+        more = [*SMALL, "--ckpt_path=last"]
+        resumed = fit(config, tiny_images, out, *more, max_steps="7", batches_per_epoch="3")
+        ours = load_checkpoint(resumed / "model.safetensors").state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), f"after {steps} steps"
 
 
 def test_a_resumed_run_goes_on_in_its_curve(tiny_images: Path, tmp_path: Path) -> None:
     """The steps after the checkpoint, which were lost, are in the curve once."""
     config = REPOSITORY / "configs/train/r_coast.yaml"
     options = [*SMALL, "--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=2"]
-    options += ["--checkpoint.save_top_k=-1", "--trainer.limit_val_batches=0"]
+    options += ["--checkpoint.save_top_k=-1", "--trainer.val_check_interval=2"]
     run = fit(config, tiny_images, tmp_path, *options, max_steps="3", batches_per_epoch="9")
     before = curve(run)
+    drawn = drawn_points(run)
+    assert drawn["train/loss"] == [1, 2, 3]
     assert [step for step, _ in before] == [0, 1, 2]
     (middle,) = (run / "checkpoints").glob("*step=2.ckpt")
     fit(config, tiny_images, tmp_path, *options, f"--ckpt_path={middle}", max_steps="5", batches_per_epoch="9")
     after = curve(run)
     assert [step for step, _ in after] == [0, 1, 2, 3, 4]
     assert after[:3] == before
+    drawn = drawn_points(run)
+    assert drawn["train/loss"] == [1, 2, 3, 4, 5]
+    assert drawn["val/psnr"] == [2, 4]
+    assert Image.open(run / "curves.png").width > 1000, "loss and validation"
+
+
+def drawn_points(run: Path) -> dict[str, list[int]]:
+    assert (run / "curves.png").exists()
+    assert not list(run.glob("*.partial"))
+    return {name: steps for name, (steps, _) in curves_of(run / "metrics.csv").items()}
+
+
+def test_progress_and_a_picture_that_cannot_be_drawn_leave_the_training_alone(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("no letters")
+
+    monkeypatch.setattr(curves, "figure", fail)
+    monkeypatch.setattr(progress, "FIRST_LINE_SECONDS", 1e-9)
+    config = REPOSITORY / "configs/train/r_coast.yaml"
+    with pytest.warns(UserWarning, match="was not drawn .no letters."):
+        run = fit(config, tiny_images, tmp_path, *SMALL, "--trainer.log_every_n_steps=1", enable_progress_bar="true")
+    assert not list(run.glob("curves*"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
+    assert [line.split(",")[0] for line in lines] == ["training: 1 of 2 steps", "training: 2 of 2 steps"]
+    assert all(" left" in line for line in lines)
+    assert "train/loss " in lines[-1]
+
+
+@pytest.mark.parametrize("ratios", [0, 1, 3, 20])
+def test_curves_of_any_number_of_ratios(ratios: int) -> None:
+    points = ([1, 2], [20.0, 21.0])
+    names = [f"val/psnr_{10 + index}" for index in range(ratios)]
+    drawn = curves.figure(
+        {"train/loss": ([1, 2], [-0.5, 0.1]), **dict.fromkeys(names + ["val/psnr"] * (ratios > 0), points)}
+    )
+    axes = drawn.axes
+    assert len(axes) == (2 if ratios else 1)
+    assert axes[0].get_yscale() == "linear", "the loss is not positive"
+    if ratios:
+        assert len(axes[1].lines) == (3 if ratios == 3 else 1)
 
 
 def test_training_starts_from_the_weights_of_another_ratio(tiny_images: Path, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_the_wheel_holds_one_package_and_its_data(wheel: Path) -> None:
 
 SESSION = """
 import sys
+from PIL import Image
 from cs_models import load, __version__
 from cs_models.cli import quickstart
 from cs_models.cli.main import main
@@ -67,7 +68,8 @@ assert main(["list"]) == 0
 small = ["--trainer.max_steps=1", "--data.batches_per_epoch=1", "--data.batch_size=1", "--data.validation_sets=[]",
          "--trainer.enable_progress_bar=false"]
 assert main(["train", "--config", "r_coast", "--config", "cpu", "--data.train_sets=[bundled-train]", *small]) == 0
-assert main(["eval", "--methods", "zoo,linear", "--datasets", "bundled", "--limit", "1", "--ratios", "0.1",
+Image.linear_gradient("L").resize((64, 64)).save("picture.png")
+assert main(["eval", "--methods", "zoo,linear", "--image", "picture.png", "--channels", "luminance", "--ratios", "0.1",
              "--out", "results/zoo"]) == 0
 quickstart.TRAIN += small
 quickstart.EVALUATE += ["--limit", "1", "--ratios", "0.1"]

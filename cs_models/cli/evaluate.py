@@ -22,6 +22,7 @@ from cs_models.launched import ending_together
 
 if TYPE_CHECKING:
     from cs_models.evaluation.report.summary import Setting
+    from cs_models.evaluation.results import Row
 
 PARTS = {"comparison": Comparison, "measuring": Measuring, "execution": Execution, "output": Output}
 TYPES = {name: kind for part in PARTS.values() for name, kind in get_type_hints(part).items()}
@@ -193,6 +194,8 @@ def evaluate(options: Options) -> None:
     rows = run(Plan(options))
     if rows:
         print(write_report(rows, options.output.out))
+    if rows and options.comparison.image is not None:
+        print(places_of(options.comparison.image, rows, options.output.out))
     perceptual: dict[Setting, dict[str, float]] = {}
     if rows and (options.output.lpips or options.output.fid):
         from cs_models.evaluation.perceptual import add_perceptual
@@ -203,6 +206,20 @@ def evaluate(options: Options) -> None:
         from cs_models.evaluation.report.wandb_log import log_comparison
 
         log_comparison(rows, options, perceptual)
+
+
+def places_of(image: str, rows: Sequence[Row], out: Path) -> str:
+    """A line for each reconstruction of ``--image`` that counts: what it is, and where it lies."""
+    from cs_models.evaluation.pictures import Pictures
+    from cs_models.evaluation.report.summary import current_rows, label
+    from datamodules.names import origin_of
+
+    shown = [row for row in current_rows(rows) if row.origin == origin_of(Path(image))]
+    lines = [
+        f"{label(row)} at {row.ratio:g}, {row.psnr_db:.2f} dB: {Pictures.of_row(out, row).reconstruction}"
+        for row in shown
+    ]
+    return "\n".join(["", "reconstructions:", *lines])
 
 
 def check_names(comparison: Comparison) -> None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("cs_models.cli.train:main", (), "train a network (train.py)"),
     "eval": ("cs_models.cli.evaluate:main", (), "compare methods on images or signals (eval.py)"),
     "measure": ("cs_models.cli.measure:main", (), "keep the measurements of images alone, to train on them"),
+    "samples": ("cs_models.cli.samples:main", (), "write files to try the commands of the documentation with"),
     "list": ("cs_models.cli.evaluate:main", ("--list",), "show every method, operator and data set"),
     "download": ("datamodules.download:main", (), "fetch a data set and verify it"),
     "import": ("cs_models.zoo.import_official:main", (), "turn a released checkpoint into one of ours"),

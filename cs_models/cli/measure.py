@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cs_models.errors import CommandParser, UserError, report
+from cs_models.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,7 +146,12 @@ def _measurements(options: _Options, images: BenchmarkImages, size: tuple[int, i
         raise UserError(f"no image holds a piece of {height}x{width}; give a smaller --shape")
     # Each by itself, all of them together, and what is written.
     check_memory(int(12 * count * height * width * operator.measured_ratio), f"the measurements of {count} images")
-    return torch.cat([measure(operator, piece, options.seed, options.bits) for piece in _pieces(images, size)])
+    parts = []
+    with Progress(count, "measuring", "pieces") as bar:
+        for piece in _pieces(images, size):
+            parts.append(measure(operator, piece, options.seed, options.bits))
+            bar.update()
+    return torch.cat(parts)
 
 
 def _pieces(images: BenchmarkImages, size: tuple[int, int]) -> Iterator[Tensor]:

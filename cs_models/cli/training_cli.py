@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from cs_models.locks import holding, is_lock
 from cs_models.settings import check_range
 from cs_models.training.callbacks import ExportCheckpoint, FaultReport, FolderLock, LogConfig, StopOnSigterm, Throughput
 from cs_models.training.checkpoint_io import TrainingCheckpoint
+from cs_models.training.curves import DrawCurves
 from cs_models.training.lightning import LightningTraining
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.trainer import Trainer
@@ -61,6 +63,7 @@ def run(words: Sequence[str] | None) -> LightningCLI:
         trainer_class=Trainer,
         parser_class=FullNamesParser,
         auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,  # by hyperparameters in checkpoints, of which ours hold none
         save_config_callback=LogConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
@@ -68,6 +71,7 @@ def run(words: Sequence[str] | None) -> LightningCLI:
             "callbacks": [
                 FolderLock(),
                 ExportCheckpoint(),
+                DrawCurves(),
                 Throughput(),
                 LearningRateMonitor("step"),
                 StopOnSigterm(),
@@ -104,6 +108,7 @@ class TrainCLI(LightningCLI):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Parse and run, and hold the folder of the training until then."""
+        self._asked = next(iter(kwargs["args"] or sys.argv[1:]), "")
         with ExitStack() as self._held:
             super().__init__(*args, **kwargs)
 
@@ -124,10 +129,11 @@ class TrainCLI(LightningCLI):
             {"checkpoint.save_last": True, "checkpoint.save_top_k": 1, "checkpoint.save_on_exception": True}
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the object
+        """The one that the command line begins with, alone: making the parser of another takes time as well."""
         common = {"model", "datamodule"}
-        return {"fit": common | {"train_dataloaders", "val_dataloaders"}, "validate": common | {"dataloaders"}}
+        every = {"fit": common | {"train_dataloaders", "val_dataloaders"}, "validate": common | {"dataloaders"}}
+        return {name: skipped for name, skipped in every.items() if name == self._asked} or every
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would take the model's settings from the checkpoint; the command line wins here."""

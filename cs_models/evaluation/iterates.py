@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cs_models.errors import CommandParser, UserError, report
+from cs_models.evaluation.report.strips import Tile, strip
 from cs_models.metrics import psnr
 from cs_models.operators import make_operator
 from cs_models.training.module import ReconstructionModule
@@ -101,16 +102,9 @@ def _curve(psnr_db: Sequence[float]) -> Figure:
 def _strip(estimates: Sequence[Tensor], psnr_db: Sequence[float], image: Tensor) -> Figure:
     """A few iterations, equally spaced from the first to the last, and the original."""
     chosen = torch.linspace(0, len(estimates) - 1, min(PICTURES, len(estimates))).round().long().tolist()
-    titles = [f"iteration {index + 1}\n{psnr_db[index]:.2f} dB" for index in chosen] + ["original\n"]
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.4 * len(titles), 2.8), layout="constrained")
-    pictures = [estimates[index] for index in chosen] + [image]
-    for axes, picture, title in zip(figure.subplots(1, len(titles), squeeze=False)[0], pictures, titles, strict=True):
-        axes.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(title, fontsize=9)
-        axes.axis("off")
-    return figure
+    titles = [*(f"iteration {index + 1}\n{psnr_db[index]:.2f} dB" for index in chosen), "original\n"]
+    pictures = [*(estimates[index] for index in chosen), image]
+    return strip([("", [Tile(title, 255 * one[0].numpy()) for title, one in zip(titles, pictures, strict=True)])])
 
 
 def _counts(text: str) -> list[int]:

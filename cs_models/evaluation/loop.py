@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed
 from torch import Tensor
-from tqdm import tqdm
 
 from cs_models.errors import UserError
 from cs_models.evaluation.operations import CountOperations
@@ -21,6 +20,7 @@ from cs_models.evaluation.results import Identity, ResultsFile, Row, identity, o
 from cs_models.evaluation.timing import Timed
 from cs_models.operators import MeasurementOperator
 from cs_models.precision import forbid_tf32
+from cs_models.progress import Progress
 from cs_models.reconstruction import check_finite
 
 SizeKey = tuple[Candidate, torch.Size]
@@ -111,28 +111,28 @@ class _Worker:
 
     def _run_cases(self) -> None:
         total = sum(len(self._share(case)) for case in self.plan.cases)
-        with tqdm(total=total, unit="image", disable=None if self.rank == 0 else True) as bar:
+        with Progress(total, unit="images", hidden=self.rank > 0) as bar:
             for case in self.plan.cases:
-                bar.set_description(f"{case.candidate.spec.text} {case.images.set_name} {case.candidate.ratio:g}")
+                bar.about(f"{case.candidate.spec.text} {case.images.set_name} {case.candidate.ratio:g}")
                 with case.candidate.memory_in_one_line(case.images.set_name):
                     self._run_case(case, bar)
 
-    def _run_case(self, case: Case, bar: tqdm) -> None:
+    def _run_case(self, case: Case, bar: Progress) -> None:
         psnr_db: list[float] = []
         case.candidate.to(self.plan.device)
         for begun in self._reconstructed(case, bar):
             for row in self._rows(begun):
                 self.table.append(row)
-                bar.update()
                 if math.isfinite(row.psnr_db):
                     psnr_db.append(row.psnr_db)
-                    bar.set_postfix_str(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
+                    bar.note(f"PSNR {sum(psnr_db) / len(psnr_db):.2f} dB")
+                bar.update()
         case.candidate.to(torch.device("cpu"))
 
     def _share(self, case: Case) -> range:
         return range(self.rank, len(case.images), self.world_size)
 
-    def _batches(self, case: Case, bar: tqdm) -> Iterator[list[Task]]:
+    def _batches(self, case: Case, bar: Progress) -> Iterator[list[Task]]:
         """Images that are still to do, in order, up to `batch_size` neighbours of one size together."""
         batch: list[Task] = []
         for index in self._share(case):
@@ -152,7 +152,7 @@ class _Worker:
         if batch:
             yield batch
 
-    def _reconstructed(self, case: Case, bar: tqdm) -> Iterator[_Begun]:
+    def _reconstructed(self, case: Case, bar: Progress) -> Iterator[_Begun]:
         """The batches in order, each begun.
 
         A GPU works by itself: meanwhile the next images are read and the last ones scored. It never has two to work on,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,15 +15,22 @@ from cs_models.evaluation.pictures import distinct_slugs, write_array, write_pic
 from cs_models.evaluation.plan import make_candidate
 from cs_models.evaluation.processes import choose_device
 from cs_models.evaluation.protocol import operator_label
+from cs_models.evaluation.report.figures import save
 from cs_models.evaluation.report.markdown import markdown_table
+from cs_models.evaluation.report.strips import read_tile, strip
+from cs_models.evaluation.report.web import write_pages
 from cs_models.evaluation.results import only_writer, write_table
 from cs_models.numerics import relative
 from cs_models.operators import make_operator, names_file, split_kind
 from cs_models.operators.matrices import load_matrix
 from cs_models.operators.own import is_mask, share
 from cs_models.operators.recorded import load_measurements
+from cs_models.progress import Progress
 from cs_models.reconstruction import check_finite
 from cs_models.zoo.methods import parse_methods
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Images whose highest value is below it look black.
 FAINT = 0.1
@@ -32,13 +41,14 @@ def reconstruct_measurements(options: Options) -> str:
 
     Of each there is a picture, and a ``.npy`` file with its values, which measurements on a scale of their own put
     anywhere: a picture whose values leave [0, 1], or fill little of it, spans its own range from black to white. Beside
-    them lies ``reconstructions.csv``: method, image, relative residual, iterations, seconds, range of the values.
+    them lies ``reconstructions.csv``: method, image, relative residual, iterations, seconds, range of the values, file.
+    ``reconstructions.html`` and ``.md`` say the same, and show the first image by every method.
 
     Args:
         options: with measurements, operator and shape.
 
     Returns:
-        the table and the folder, for the terminal.
+        the table, which says where each image lies, and the report's files, for the terminal.
 
     Raises:
         UserError: if the measurements cannot be read, do not fit the operator, or a method cannot work with it.
@@ -60,12 +70,15 @@ def reconstruct_measurements(options: Options) -> str:
         candidate.to(device)
         if candidate.network is not None:
             candidate.network.check_operator(operator)
-    columns = ["method", "image", "residual", "iterations", "seconds", "lowest", "highest"]
+    columns = ["method", "image", "residual", "iterations", "seconds", "lowest", "highest", "file"]
     names = distinct_slugs(candidate.spec.text for candidate in candidates)
-    lines, ranges = [], []
-    with only_writer(out):
-        folder = out / "reconstructions"
+    lines: list[list[str]] = []
+    ranges: list[tuple[float, float]] = []
+    tiles = []
+    folder = out / "reconstructions"
+    with only_writer(out), Progress(len(candidates), unit="methods") as bar:
         for candidate in candidates:
+            bar.about(candidate.spec.text)
             start = time.perf_counter()
             solution = candidate.solve(y, operator)
             estimates = solution.x.float().cpu()
@@ -78,11 +91,30 @@ def reconstruct_measurements(options: Options) -> str:
                 write_array(place.with_suffix(".npy"), estimate.permute(1, 2, 0).squeeze(-1))
                 steps = "" if solution.iterations is None else str(int(solution.iterations[index]))
                 cells = [f"{value:.3g}" for value in (error[index], seconds, low, high)]
-                lines.append([candidate.spec.text, str(index), cells[0], steps, *cells[1:]])
+                lines.append(
+                    [candidate.spec.text, str(index), cells[0], steps, *cells[1:], f"{folder.name}/{place.name}"]
+                )
                 ranges.append((low, high))
+                if index == 0:
+                    tiles.append(read_tile(place, f"{candidate.spec.text}\nresidual {cells[0]}"))
+            bar.update()
         write_table(out / "reconstructions.csv", columns, lines)
-    taken = f"measured as {operator_label(operator)}; {range_line(ranges)}"
-    return f"{markdown_table(columns, lines)}\n\n{taken}\n{folder}"
+        taken = f"measured as {operator_label(operator)}; {range_line(ranges)}"
+        files = _write_report(out, taken, markdown_table(columns, lines), strip([("", tiles)]))
+    places = [str(out / line[-1]) for line in lines]
+    return "\n".join([markdown_table(columns, lines), "", taken, *places, *map(str, files)])
+
+
+def _write_report(out: Path, taken: str, table: str, figure: Figure) -> list[Path]:
+    picture = out / "figures" / "reconstructions.png"
+    save(figure, picture)
+    sections = [
+        "# Reconstructions of measurements",
+        f"{taken[0].upper()}{taken[1:]}.",
+        table,
+        f"![the first image by each method](figures/{picture.name})",
+    ]
+    return [*write_pages(out, "reconstructions", sections), picture]
 
 
 def _range(image: Tensor) -> tuple[float, float]:

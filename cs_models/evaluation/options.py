@@ -83,8 +83,8 @@ class Comparison:
     datasets: Words = field(
         default=Words(),
         metadata=_help(
-            "names of sets of images or 1-D signals, folders of images, or .csv and .npy files of signals "
-            "(log.csv:columns=a+b:decimal=comma says how to read one)",
+            "names of sets of images or 1-D signals, folders of images, or files of signals: a .csv file has one in "
+            "each column, a .npy file one in each row (log.csv:columns=a+b:decimal=comma says how to read one)",
             "D1,D2",
         ),
     )

@@ -18,9 +18,10 @@ from cs_models.errors import UserError, first_line
 from cs_models.evaluation.pictures import Pictures
 from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.summary import Setting, current_rows, setting_of
-from cs_models.evaluation.report.tables import append_section
+from cs_models.evaluation.report.web import append_section
 from cs_models.evaluation.results import Row, to_text, write_table
 from cs_models.files import is_file
+from cs_models.progress import Progress
 from datamodules.images import read_image
 
 LPIPS_FILE = "alexnet-owt-7be5be79.pth"
@@ -90,12 +91,13 @@ def add_perceptual(
 def _lpips(groups: dict[Setting, list[Pictures]], file: str) -> dict[Setting, float]:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    with _hub_with(file, LPIPS_FILE), _fitting("--lpips", file):
+    with _hub_with(file, LPIPS_FILE), _fitting("--lpips", file), _progress("LPIPS", groups) as bar:
         metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True)
         means = {}
         for setting, group in groups.items():
             for pictures in group:
                 metric.update(_rgb(pictures.reconstruction), _rgb(pictures.original))
+                bar.update()
             means[setting] = float(metric.compute())
             metric.reset()
     return means
@@ -104,7 +106,7 @@ def _lpips(groups: dict[Setting, list[Pictures]], file: str) -> dict[Setting, fl
 def _fid(groups: dict[Setting, list[Pictures]], file: str) -> dict[Setting, float]:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    with _fitting("--fid", file):
+    with _fitting("--fid", file), _progress("FID", groups) as bar:
         metric = FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=file)
         distances = {}
         for setting, group in groups.items():
@@ -113,9 +115,14 @@ def _fid(groups: dict[Setting, list[Pictures]], file: str) -> dict[Setting, floa
             for pictures in group:
                 metric.update(_rgb(pictures.original), real=True)
                 metric.update(_rgb(pictures.reconstruction), real=False)
+                bar.update()
             distances[setting] = float(metric.compute())
             metric.reset()
     return distances
+
+
+def _progress(what: str, groups: dict[Setting, list[Pictures]]) -> Progress:
+    return Progress(sum(map(len, groups.values())), what, "pictures")
 
 
 def _rgb(path: Path) -> Tensor:

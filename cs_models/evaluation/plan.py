@@ -20,7 +20,7 @@ from cs_models.evaluation.adapting import wanted_adaptation
 from cs_models.evaluation.options import Execution, Options
 from cs_models.evaluation.perceptual import check_weights_files
 from cs_models.evaluation.pictures import Pictures
-from cs_models.evaluation.processes import choose_device
+from cs_models.evaluation.processes import choose_device, is_first
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles, wanted_tiling
 from cs_models.operators import (
@@ -33,6 +33,7 @@ from cs_models.operators import (
 )
 from cs_models.operators.bank import mix
 from cs_models.precision import EMULATED_BF16, computes_bf16, usual_precision
+from cs_models.progress import Progress
 from cs_models.reconstruction import Reconstructor, Solution
 from cs_models.training.adaptation import Adaptation
 from cs_models.training.module import ReconstructionModule
@@ -220,9 +221,13 @@ class Plan:
         slow = options.execution.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.device)
         if slow and any(candidate.network for candidate in candidates):
             logger.warning("this CPU has no bfloat16: networks are %s; --precision auto avoids that", EMULATED_BF16)
-        for case in self.cases:
-            if case.seed == options.measuring.draws[0]:
+        first = [case for case in self.cases if case.seed == options.measuring.draws[0]]
+        with Progress(
+            len(first), "trying out", "methods and sets", hidden=not is_first(options.execution.devices)
+        ) as bar:
+            for case in first:
                 self._try_out(case)
+                bar.update()
 
     def operator(self, case: Case, image: Tensor) -> MeasurementOperator:
         """What an image ``(C, H, W)`` is measured with, on the plan's device."""

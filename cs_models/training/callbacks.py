@@ -128,11 +128,16 @@ class Throughput(pl.Callback):
 
 
 class LogConfig(SaveConfigCallback):
-    """Gives the configuration in full to the logger, besides the `config.yaml` that Lightning writes."""
+    """Gives the configuration in full to the logger, out of the `config.yaml` that Lightning has just written."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._folder = trainer.log_dir or "."  # which all processes must ask for together
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.logger is not None:
-            trainer.logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+            written = Path(self._folder, self.config_filename).read_text(encoding="utf-8")
+            trainer.logger.log_hyperparams(yaml.safe_load(written))
 
 
 class StopOnSigterm(pl.Callback):

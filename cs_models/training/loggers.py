@@ -33,7 +33,7 @@ class ContinuedCSVLogger(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         if self._earlier is None:
-            self._earlier = _rows(Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE)
+            self._earlier = read_rows(Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*will be deleted.*")
                 writer = super().experiment
@@ -54,7 +54,7 @@ class ContinuedCSVLogger(CSVLogger):
         super().log_metrics(metrics, step)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file without their empty cells, and without a last row that was being written; none if no file."""
     if not path.exists():
         return []

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, overload
@@ -94,6 +96,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
                 together (CUDA graphs), for batches so small that starting kernels takes longer than running them.
             options: others of torch.compile, such as its backend.
         """
+        keep_compiled_code_apart()
         self.repeats_kernels = mode == "reduce-overhead"
         if "recompile_limit" in inspect.signature(torch.compile).parameters:  # not in older releases of torch
             options.setdefault("recompile_limit", self.most_graphs)
@@ -298,3 +301,19 @@ def _check_definition(cls: type[ReconstructionModule], config: Any) -> None:
             f"class {cls.__name__} gives a {type(config).__name__} as its configuration; expected a "
             f"{cls.config_class.__name__}, a dataclass of plain values"
         )
+
+
+def keep_compiled_code_apart() -> None:
+    """Choose a folder for compiled code by ``ONEDNN_MAX_CPU_ISA``, where that is set and the user chose no folder.
+
+    torch keeps what it compiles for later processes, with weights laid out for the instructions that oneDNN used, and
+    takes it whichever oneDNN may use then: results are wrong, or the process crashes.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    if not limit:
+        return
+    from torch._inductor.runtime.runtime_utils import default_cache_dir
+
+    usual = default_cache_dir()  # torch itself sets the variable to it
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual) == usual:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = "_".join([usual, re.sub(r"\W", "_", limit)])

@@ -8,12 +8,14 @@ from typing import Any, Literal, cast, get_args
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.accelerators import Accelerator
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.plugins import _PLUGIN_INPUT as Plugin
 from pytorch_lightning.plugins import Precision as PrecisionPlugin
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cs_models.errors import UserError
 from cs_models.precision import EMULATED_BF16, computes_bf16
+from cs_models.training.steps_left import StepsLeft
 
 # Weights stay in float32, as data consistency needs them: nothing ends in "true" but that.
 Chosen = Literal["32-true", "32", "16-mixed", "16", "bf16-mixed", "bf16"]
@@ -21,7 +23,7 @@ PRECISIONS: tuple[str, ...] = ("auto", *get_args(Chosen))
 
 
 class Trainer(pl.Trainer):
-    """Lightning's `Trainer`, except for what "auto" means."""
+    """Lightning's `Trainer`, except for what "auto" means, and for how progress is shown."""
 
     def __init__(
         self,
@@ -29,6 +31,8 @@ class Trainer(pl.Trainer):
         accelerator: str | Accelerator = "auto",
         precision: str | int | None = "auto",
         plugins: Plugin | list[Plugin] | None = None,
+        callbacks: list[Callback] | Callback | None = None,
+        enable_progress_bar: bool | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -38,6 +42,8 @@ class Trainer(pl.Trainer):
             precision: "auto" takes bfloat16 where the device computes in it natively, float16 on older GPUs, float32
                 elsewhere. "16-mixed" means the same as "auto" on a CPU. Others are those of `PRECISIONS`.
             plugins: Lightning's; a precision among them takes the place of "auto".
+            callbacks: Lightning's; a progress bar among them takes the place of `StepsLeft`.
+            enable_progress_bar: whether there is progress to be seen; yes by default.
             kwargs: everything else of Lightning's `Trainer`.
         """
         if accelerator == "auto":
@@ -47,7 +53,17 @@ class Trainer(pl.Trainer):
         given = plugins if isinstance(plugins, list) else [plugins]
         plugged = precision in (None, "auto") and any(isinstance(plugin, PrecisionPlugin) for plugin in given)
         chosen = None if plugged else choose_precision(precision, device)
-        super().__init__(accelerator=accelerator, precision=chosen, plugins=plugins, **kwargs)
+        shown = [*callbacks] if isinstance(callbacks, list) else [callbacks] if callbacks is not None else []
+        if enable_progress_bar is not False and not any(isinstance(one, ProgressBar) for one in shown):
+            shown.insert(0, StepsLeft())
+        super().__init__(
+            accelerator=accelerator,
+            precision=chosen,
+            plugins=plugins,
+            callbacks=shown,
+            enable_progress_bar=enable_progress_bar,
+            **kwargs,
+        )
 
 
 def check_precision(asked: str | int | None) -> None:

@@ -144,7 +144,7 @@ def draw_training(names: Mapping[str, Mapping[int | None, Path]], path: Path) ->
     """Draw the validation PSNR of every network over its training steps, at the lowest of its ratios."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8.5, 4), layout="constrained")
     axes = figure.subplots()
     for weights in (file for files in names.values() for file in files.values()):
         log = weights.with_suffix(".csv")
@@ -157,7 +157,7 @@ def draw_training(names: Mapping[str, Mapping[int | None, Path]], path: Path) ->
         axes.plot(steps, [float(row[lowest]) for row in rows], marker="o", label=f"{weights.stem}, {lowest[9:]} %")
     axes.set(xlabel="step", ylabel="PSNR in dB")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
     figure.savefig(path, dpi=110)
 
 

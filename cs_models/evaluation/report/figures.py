@@ -1,26 +1,29 @@
-"""Figures of a comparison: PSNR over the CS ratio and over the time; an image with its reconstructions side by side."""
+"""Figures of a comparison: PSNR and time over the CS ratio, and an image with its reconstructions."""
 
 from __future__ import annotations
 
-import sys
+import math
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from cs_models.arrays import read_npy
-from cs_models.errors import UserError, first_line
+from cs_models.errors import UserError
 from cs_models.evaluation.pictures import Pictures, distinct_slugs
+from cs_models.evaluation.report.strips import read_tile, strip, wrapped
 from cs_models.evaluation.report.summary import Summary, current_rows, label
 from cs_models.evaluation.results import Row
-from datamodules.images import open_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MARKERS = "osD^vP*X<>"
+STYLES = ("-", "--", ":", "-.")
+DPI = 120
+FOLDERS = re.compile(r"^\S*[\\/](?=[^\\/\s]+\.(?:safetensors|ckpt)\b)")
+LABEL_INCHES = 2.4
 
 
 def draw_figures(rows: Sequence[Row], summaries: Sequence[Summary], out: Path) -> list[Path]:
@@ -38,95 +41,155 @@ def draw_figures(rows: Sequence[Row], summaries: Sequence[Summary], out: Path) -
         UserError: if a file cannot be written.
     """
     folder = out / "figures"
+    figures = {**_comparisons(summaries, folder), **_strips(current_rows(rows), out, folder)}
+    for path, figure in figures.items():
+        save(figure, path)
+    return list(figures)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, and the folders that lead to it.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return [*_draw_curves(summaries, folder), *_draw_strips(current_rows(rows), out, folder)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI)
     except OSError as error:
-        raise UserError(f"cannot write the figures in {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the figures in {path.parent}: {error.strerror or error}") from error
 
 
-def _draw_curves(summaries: Sequence[Summary], folder: Path) -> list[Path]:
-    """PSNR over the ratio and over the time of an image; a figure for each problem of more than one point."""
+def _comparisons(summaries: Sequence[Summary], folder: Path) -> dict[Path, Figure]:
+    """A figure for each problem of more than one point."""
     problems: dict[str, list[Summary]] = defaultdict(list)
     for summary in summaries:
         problems[problem_title(summary)].append(summary)
     names = distinct_slugs(problems)
-    return [
-        _draw_curve(group, title, folder / f"psnr_{names[title]}.png")
+    return {
+        folder / f"psnr_{names[title]}.png": comparison(group, title)
         for title, group in problems.items()
         if len(group) > 1
-    ]
+    }
 
 
-def _draw_curve(summaries: Sequence[Summary], title: str, path: Path) -> Path:
+def comparison(summaries: Sequence[Summary], title: str) -> Figure:
+    """PSNR and time of the methods: bars where there is one ratio, else PSNR over the ratio and over the time."""
+    return bars(summaries, title) if len({one.ratio for one in summaries}) == 1 else curves(summaries, title)
+
+
+def bars(summaries: Sequence[Summary], title: str) -> Figure:
+    """A bar for the PSNR of each method and one for its time, best method first."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    over_ratio, over_time = figure.subplots(1, 2, sharey=True)
+    ranked = sorted(summaries, key=lambda one: (math.isfinite(one.psnr_db), one.psnr_db), reverse=True)
+    short = short_labels(ranked)
+    names = ["\n".join(wrapped(short[label(one)], LABEL_INCHES)) for one in ranked]
+    # In inches: a name of several lines takes the place of as many.
+    heights = [0.14 + 0.17 * (1 + name.count("\n")) for name in names]
+    places = [sum(heights[:index]) + height / 2 for index, height in enumerate(heights)]
+    figure = Figure(figsize=(10, sum(heights) + 1.1), layout="constrained")
+    psnr_axes, time_axes = figure.subplots(1, 2, sharey=True)
+    milliseconds = [1e3 * one.seconds for one in ranked]
+    psnr_db = [one.psnr_db if math.isfinite(one.psnr_db) else 0.0 for one in ranked]
+    for axes, widths, texts in (
+        (psnr_axes, psnr_db, [f"{one.psnr_db:.2f}" for one in ranked]),
+        (time_axes, milliseconds, [f"{value:.0f}" if value >= 100 else f"{value:.2g}" for value in milliseconds]),
+    ):
+        axes.bar_label(axes.barh(places, widths, color="tab:blue", height=0.23), texts, padding=3)
+        axes.grid(alpha=0.3, axis="x")
+        axes.set_axisbelow(True)
+    psnr_axes.set_yticks(places, names)
+    psnr_axes.set_ylim(sum(heights), 0)
+    psnr_axes.margins(x=0.16)
+    psnr_axes.set_xlabel("PSNR in dB")
+    _time_axis(time_axes, milliseconds, room=6)
+    figure.suptitle(f"{title}, ratio {ranked[0].ratio:g}")
+    return figure
+
+
+def curves(summaries: Sequence[Summary], title: str) -> Figure:
+    """PSNR over the CS ratio and over the time of an image; the legend stands beside them."""
+    from matplotlib.figure import Figure
+
     lines: dict[str, list[Summary]] = defaultdict(list)
     for summary in summaries:
         lines[label(summary)].append(summary)
-    for index, (name, points) in enumerate(lines.items()):
+    short = short_labels(summaries)
+    names = ["\n".join(wrapped(short[name], LABEL_INCHES, 9)) for name in lines]
+    height = 0.4 + 0.17 * sum(1.2 + name.count("\n") for name in names)
+    figure = Figure(figsize=(12, max(4.5, height)), layout="constrained")
+    over_ratio, over_time = figure.subplots(1, 2, sharey=True)
+    for index, (name, points) in enumerate(zip(names, lines.values(), strict=True)):
         points.sort(key=lambda point: point.ratio)
         psnr_db = [point.psnr_db for point in points]
-        style = {"marker": MARKERS[index % len(MARKERS)], "label": name}
-        over_ratio.plot([100 * point.ratio for point in points], psnr_db, **style)
+        # There are ten colours: the next ten methods have them again, with other markers and other dashes.
+        turn = index // len(MARKERS)
+        style = {"marker": MARKERS[(index + turn) % len(MARKERS)], "linestyle": STYLES[turn % len(STYLES)]}
+        over_ratio.plot([100 * point.ratio for point in points], psnr_db, label=name, **style)
         over_time.plot([1e3 * point.seconds for point in points], psnr_db, **style)
-    over_ratio.set(xlabel="CS ratio in %", ylabel="PSNR in dB", title=title)
-    over_time.set(xlabel="milliseconds per image", xscale="log")
-    over_ratio.legend(fontsize="small")
+    over_ratio.set(xlabel="CS ratio in %", ylabel="PSNR in dB")
+    _time_axis(over_time, [1e3 * one.seconds for one in summaries])
     over_ratio.grid(alpha=0.3)
     over_time.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    return path
+    figure.suptitle(title)
+    figure.legend(loc="outside right upper", fontsize=9)
+    return figure
 
 
-def _draw_strips(rows: Sequence[Row], out: Path, folder: Path) -> list[Path]:
-    """The first image of each problem that has pictures: a line for each ratio, worst method first."""
+def _time_axis(axes: Axes, milliseconds: Sequence[float], room: float = 2) -> None:
+    """Logarithmic, with plain numbers at so few places that they do not touch one another."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    known = [value for value in milliseconds if value > 0]
+    low, high = (min(known) / 2, max(known) * room) if known else (1, 10)
+    axes.set(xscale="log", xlim=(low, high), xlabel="milliseconds per image")
+    steps = (1.0, 2.0, 5.0) if high < 60 * low else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _strips(rows: Sequence[Row], out: Path, folder: Path) -> dict[Path, Figure]:
+    """The first image of each problem that has pictures: a group for each ratio, worst method first."""
     problems: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if Pictures.of_row(out, row).exist():
             problems[problem_title(row)].append(row)
-    files, names = [], distinct_slugs(problems)
+    names = distinct_slugs(problems)
+    figures = {}
     for title, candidates in problems.items():
         first = candidates[0]
         shown = [row for row in candidates if (row.image, row.seed) == (first.image, first.seed)]
-        files.append(folder / f"images_{names[title]}.png")
-        _draw_strip(shown, title, out, files[-1])
-    return files
+        figures[folder / f"images_{names[title]}.png"] = _strip(shown, title, out)
+    return figures
 
 
-def _draw_strip(rows: Sequence[Row], title: str, out: Path, path: Path) -> None:
-    from matplotlib.figure import Figure
-
+def _strip(rows: Sequence[Row], title: str, out: Path) -> Figure:
     by_ratio: dict[float, list[Row]] = defaultdict(list)
     for row in rows:
         by_ratio[row.ratio].append(row)
-    columns = 1 + max(map(len, by_ratio.values()))
-    figure = Figure(figsize=(2.6 * columns, 2.9 * len(by_ratio) + 0.4), layout="constrained")
-    figure.suptitle(f"{title}: {rows[0].image}")
-    axes = figure.subplots(len(by_ratio), columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    original = Pictures.of_row(out, rows[0]).original
-    for line, (ratio, group) in zip(axes, sorted(by_ratio.items()), strict=True):
-        _show(line[0], original, f"original\n(ratio {ratio:g})")
-        for axis, row in zip(line[1:], sorted(group, key=lambda row: row.psnr_db), strict=False):
-            name = label(row).replace(" [", "\n[")  # an operator is too long for the width of one picture
-            _show(axis, Pictures.of_row(out, row).reconstruction, f"{name}\n{row.psnr_db:.2f} dB")
-    figure.savefig(path, dpi=130)
+    short = short_labels(rows)
+    original = read_tile(Pictures.of_row(out, rows[0]).original, "original")
+    groups = []
+    for ratio, group in sorted(by_ratio.items()):
+        ranked = sorted(group, key=lambda row: row.psnr_db)
+        tiles = [
+            read_tile(Pictures.of_row(out, row).reconstruction, f"{short[label(row)]}\n{row.psnr_db:.2f} dB")
+            for row in ranked
+        ]
+        groups.append((f"ratio {ratio:g}", [original, *tiles]))
+    heading = f"{title}: {rows[0].image}"
+    if len(groups) == 1:  # which needs no heading of its own
+        return strip([("", groups[0][1])], f"{heading}, {groups[0][0]}")
+    return strip(groups, heading)
 
 
-def _show(axis: Axes, path: Path, title: str) -> None:
-    try:
-        if path.suffix == ".npy":
-            axis.plot(read_npy(path), linewidth=0.5)
-            axis.set_ylim(0, 1)
-        else:
-            axis.imshow(np.asarray(open_image(path)), cmap="gray", vmin=0, vmax=255)
-    except Exception as error:  # Pillow and matplotlib fail in many ways; a report does not depend on its pictures
-        print(f"note: not shown, delete it to have it made again: {path} ({first_line(error)})", file=sys.stderr)
-    axis.set_title(title, fontsize=9)
+def short_labels(items: Iterable[Row | Summary]) -> dict[str, str]:
+    """What to write for each `label`: a checkpoint without its folders, unless another one has the same name."""
+    labels = list(dict.fromkeys(map(label, items)))
+    names = [FOLDERS.sub("", text) for text in labels]
+    return {text: name if names.count(name) == 1 else text for text, name in zip(labels, names, strict=True)}
 
 
 def problem_title(item: Row | Summary) -> str:

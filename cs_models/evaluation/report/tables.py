@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cs_models.errors import UserError
 from cs_models.evaluation.protocol import fits_ratio
 from cs_models.evaluation.report.figures import draw_figures, problem_title
 from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.statistics import Difference, paired_differences, write_differences
 from cs_models.evaluation.report.summary import Summary, label, summarise, variant, write_summary
+from cs_models.evaluation.report.web import write_pages
 from cs_models.evaluation.results import Row
 
 PROTOCOL = """\
@@ -30,7 +30,7 @@ with its MSE and its sparse rates too."""
 
 
 def write_report(rows: Sequence[Row], out: Path) -> str:
-    """Write ``summary.csv``, ``differences.csv``, ``report.md`` and the figures.
+    """Write ``summary.csv``, ``differences.csv``, ``report.md``, ``report.html`` and the figures.
 
     Args:
         rows: single results, oldest first.
@@ -61,27 +61,8 @@ def write_report(rows: Sequence[Row], out: Path) -> str:
         "## Cost",
         cost_table(summaries),
     ]
-    path = out / "report.md"
-    try:
-        path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    names = [str(path), *(str(figure) for figure in figures)]
-    return tables + "\n\n" + "\n".join(names)
-
-
-def append_section(out: Path, section: str) -> None:
-    """Add a section to the end of a results folder's report.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
-    path = out / "report.md"
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{section}\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    files = [*write_pages(out, "report", sections), *figures]
+    return tables + "\n\n" + "\n".join(map(str, files))
 
 
 def quality_tables(summaries: Sequence[Summary]) -> str:

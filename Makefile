@@ -29,7 +29,7 @@ docs: $(VENV)/.documented
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy cs_models datamodules benchmarks train.py eval.py
+	$(RUN) -m mypy cs_models datamodules benchmarks experiments train.py eval.py
 
 format: $(VENV)/.installed
 	$(RUN) -m ruff check --fix .

@@ -137,8 +137,8 @@ def _draw_curves(axes: Axes, panel: Panel, lines: list[Line]) -> None:
         axes.set_yscale("log")
     if "x" in panel.log:
         axes.set_xscale("log")
-        if not words and len(places := values(lines, panel.x)) <= 8:
-            axes.xaxis.set_major_locator(FixedLocator([float(place) for place in places]))
+        if not words and len(ticks := values(lines, panel.x)) <= 8:
+            axes.xaxis.set_major_locator(FixedLocator([float(tick) for tick in ticks]))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter("{x:g}")
     axes.set(ylim=panel.limits, xlim=panel.range)

@@ -47,7 +47,7 @@ def score(estimate: torch.Tensor) -> float:
 # %%
 # A small SCNet; `supervision` says what its loss sees.
 torch.manual_seed(0)
-network = SCNetModule(SCNetConfig(layers=4, features=16), UnfoldingTraining(supervision="measurements", cycle_weight=0))
+network = SCNetModule(SCNetConfig(layers=4, features=16), UnfoldingTraining(supervision="splitting"))
 optimiser = torch.optim.Adam(network.parameters())
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=STEPS)
 batches = MeasurementBatches(measured, batch_size=8, batches_per_epoch=STEPS, seed=0)

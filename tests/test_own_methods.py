@@ -293,8 +293,8 @@ def test_what_it_imports_runs_anew_too(folder: Path) -> None:
     source = "import helper\nclass make:\n    value = helper.value\n    def solve(self, y, operator): return y\n"
     (folder / "mine.py").write_text(source)
     assert build_method("module:mine.py:make", 0.1).target.value == 1
-    (folder / "helper.py").write_text("value = 22\n")
-    assert build_method("module:mine.py:make", 0.1).target.value == 22
+    (folder / "helper.py").write_text("value = 2\n")  # as long, and within the same second
+    assert build_method("module:mine.py:make", 0.1).target.value == 2
 
 
 def test_a_module_by_its_dotted_name(folder: Path) -> None:

@@ -205,14 +205,17 @@ def test_every_option_of_the_real_parser_is_accepted(monkeypatch: pytest.MonkeyP
         raise Parsed(cli)
 
     words = ["fit", "--config", str(REPOSITORY / "configs/train/r_coast.yaml")]
+    other = ["validate", *words[1:]]
     for abbreviated in ("--trainer.max_step=5", "--model.init_args.training.learning_rat=1"):
         with pytest.raises(ArgumentError):
             training_cli.run([*words, abbreviated])
     monkeypatch.setattr(training_cli.TrainCLI, "parse_arguments", stop)
-    with pytest.raises(Parsed) as parsed:
-        training_cli.run(words)
     count = 0
-    for subcommand, parser in parsed.value.args[0]._subcommand_parsers.items():
+    for asked in (words, other):  # the parser of the other subcommand is not made
+        with pytest.raises(Parsed) as parsed:
+            training_cli.run(asked)
+        ((subcommand, parser),) = parsed.value.args[0]._subcommand_parsers.items()
+        assert subcommand == asked[0]
         for option in _long_options(parser):
             if option != "--config":
                 check(f"{subcommand} --config r_coast {option} 1")

@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -166,6 +166,10 @@ def _forget(files: tuple[Path, ...]) -> None:
     for name, module in list(sys.modules.items()):
         if getattr(module, "__file__", None) in paths:
             del sys.modules[name]
+    for path in files:
+        # Python takes compiled code for that of a file of the same length that was changed within the same second.
+        with suppress(OSError):  # in a folder that cannot be written
+            Path(importlib.util.cache_from_source(str(path))).unlink()
 
 
 def _search(folder: str) -> None:

@@ -23,9 +23,11 @@ class StepsLeft(ProgressBar):
         self._bar = Progress(None, hidden=True)
 
     def disable(self) -> None:
+        """Show nothing, as in all processes but the first."""
         self._hidden = True
 
     def enable(self) -> None:
+        """Show the line again."""
         self._hidden = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

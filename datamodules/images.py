@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path, PurePath
+from threading import Lock
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -86,7 +86,7 @@ def open_image(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     try:
-        with _without_warnings():
+        with _NO_WARNINGS:
             image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
         raise UserError(f"no image '{path}'{_nearest_in(path.parent, path.name)}") from None
@@ -104,15 +104,33 @@ def open_image(path: str | Path) -> Image.Image:
     return image
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Pillow warns of damage before it refuses a file, of metadata, and of each image beyond 89 megapixels.
+class _NoWarnings:
+    """Context without warnings, for several threads: `warnings.catch_warnings` in each would leave them off for good.
 
-    Here a refusal is one line, metadata do not count, and `open_image` weighs images against the memory there is.
+    Pillow warns of damage before it refuses a file, of metadata, and of each image beyond 89 megapixels. Here a
+    refusal is one line, metadata do not count, and `open_image` weighs images against the memory there is.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings(action="ignore")
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings(action="ignore")
+                self._filters.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+_NO_WARNINGS = _NoWarnings()
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -160,7 +178,7 @@ def read_image(path: str | Path, channels: Channels = "luminance") -> npt.NDArra
         # The decoded image, its orientation, the array and what the array is made from.
         check_memory(width * height * (8 if file.mode in ("1", "L") else 16), f"image '{path}' ({height}x{width})")
         try:
-            with _without_warnings():
+            with _NO_WARNINGS:
                 levels = _levels(file)
                 ImageOps.exif_transpose(file, in_place=True)
                 pixels = _to_uint8(file, levels)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import logging
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +364,11 @@ def test_benchmark_palette_files_are_grey(real_data: Path) -> None:
         rgb = read_image(real_data / "Set11" / name, "rgb")
         assert np.array_equal(rgb[..., 0], rgb[..., 2])
         assert np.array_equal(read_image(real_data / "Set11" / name), rgb[..., 1])
+
+
+def test_threads_that_read_images_leave_warnings_as_they_were(tmp_path: Path, greys: npt.NDArray[np.uint8]) -> None:
+    Image.fromarray(greys).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(image_size, [tmp_path / "a.png"] * 400))
+    assert list(warnings.filters) == before

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from cs_models import __version__
 from cs_models.errors import CommandParser, UserError, first_line, report
 from cs_models.files import replacing
+from cs_models.progress import Progress
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -76,10 +77,13 @@ def export(name: str, ratio: float, out: str | Path, operator: str | None = None
     check_exportable(module, sampling, name)
     assert isinstance(sampling, BlockOperator)
     facts = {"cs_models": __version__, "network": name, "ratio": ratio, "operator": sampling.spec}
-    graphs = trace(module, sampling)  # type: ignore[arg-type]  # `check_exportable` has seen to it
     measuring = out.with_name(f"{out.stem}_measure{out.suffix}")
-    for path, graph in ((out, "reconstruct"), (measuring, "measure")):
-        _write(getattr(graphs, graph), path, graph, facts | {"graph": graph, "settings": module.settings()})
+    with Progress(3, "export", "parts") as progress:  # what is recorded, and each file
+        graphs = trace(module, sampling)  # type: ignore[arg-type]  # `check_exportable` has seen to it
+        progress.update()
+        for path, graph in ((out, "reconstruct"), (measuring, "measure")):
+            _write(getattr(graphs, graph), path, graph, facts | {"graph": graph, "settings": module.settings()})
+            progress.update()
     return out, measuring
 
 

@@ -86,6 +86,7 @@ class _Worker:
         group.barrier()
         self._seen: set[tuple[Candidate, torch.Size, int]] = set()
         self._macs: dict[SizeKey, int] = {}
+        self._rates: dict[tuple[str, torch.Size], dict[str, float]] = {}
 
     def run(self) -> set[Identity]:
         """Compute this process's share of the rows.
@@ -248,8 +249,15 @@ class _Worker:
                 provenance=candidate.provenance,
                 origin=case.images.origin,
                 **scores,
-                **sparse_rates(task.image),
+                **self._sparse_rates(task),
             )
+
+    def _sparse_rates(self, task: Task) -> dict[str, float]:
+        """Those of the image, which take longer than its scores: once for all methods and ratios."""
+        key = task.image_sha256, task.image.shape
+        if key not in self._rates:
+            self._rates[key] = sparse_rates(task.image)
+        return self._rates[key]
 
     def _warms_itself(self, candidate: Candidate, images: Tensor) -> bool:
         """Whether the first image of a size needs no untimed reconstruction before it.

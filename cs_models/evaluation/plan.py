@@ -164,6 +164,7 @@ class Task:
         name: of the image.
         image: ``(C, H, W)`` in [0, 1].
         operator: what it is measured with.
+        image_sha256: of its values.
         run_key: short hash of everything that determines the result.
         pictures: where original and reconstruction go as pictures; None where none were asked for.
     """
@@ -171,6 +172,7 @@ class Task:
     name: str
     image: Tensor
     operator: MeasurementOperator
+    image_sha256: str
     run_key: str
     pictures: Pictures | None
 
@@ -267,7 +269,7 @@ class Plan:
                 case.candidate.spec.text,
                 run_key,
             )
-        return Task(name, image, operator, run_key, pictures)
+        return Task(name, image, operator, facts["image"], run_key, pictures)
 
     @property
     def _all_pictures(self) -> bool:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from measured import Line, cell, grouped, is_number, mean, read_lines, values
-from workflow_files import read_experiments
+from workflow_files import Experiment
 
 from cs_models.errors import UserError
 
@@ -170,25 +170,13 @@ def _cells(panel: Panel, lines: list[Line], columns: list[str], rows: list[str])
     return np.array(means, dtype=float)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name")
-    parser.add_argument("scale")
-    parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--data_dir")
-    parser.add_argument("--out", type=Path, required=True)
-    words = parser.parse_args()
+def write(experiment: Experiment, scale: str, folders: Sequence[Path], out: Path) -> None:
+    """Write the figure."""
     try:
-        experiment = read_experiments(Path(__file__).parent, words.scale, words.data_dir)[words.name]
-        draw([Panel(**panel) for panel in experiment.plot], words.folders).savefig(words.out / "figure.png")
+        draw([Panel(**panel) for panel in experiment.plot], folders).savefig(out / "figure.png")
     except TypeError as error:
-        print(f"error: {words.name}.yaml: plot: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise UserError(f"{experiment.name}.yaml: plot: {error}") from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(Path(__file__).parent, __doc__, write))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from trainings import percent, read_networks
+from trainings import Network, percent, read_networks
 
 from cs_models.arrays import read_npy
 from cs_models.errors import UserError
@@ -42,7 +42,8 @@ def read_lines(folders: Sequence[Path], table: str, where: dict[str, Any] | None
         lines = [line for folder in folders for line in _read_signals(folder)]
     else:
         paths = [path for folder in folders if (path := folder / f"{table}.csv").exists()]
-        lines = [line for path in paths for line in _read(path)]
+        networks = read_networks(Path(__file__).parent)
+        lines = [line for path in paths for line in _read(path, networks)]
     found = [line for line in lines if all(_fits(line, column, wanted) for column, wanted in (where or {}).items())]
     if not found:
         raise UserError(f"no line of {table}.csv in {', '.join(map(str, folders))} has {where or 'any cell'}")
@@ -94,10 +95,9 @@ def is_number(text: str) -> bool:
     return True
 
 
-def _read(path: Path) -> list[Line]:
+def _read(path: Path, networks: Mapping[str, Network]) -> list[Line]:
     with path.open(newline="", encoding="utf-8") as file:
         lines = [{"run": path.parent.name} | line for line in csv.DictReader(file)]
-    networks = read_networks(Path(__file__).parent)
     for line in lines:
         if "method" in line:
             line["method"] = name = without_ratio(short_name(line["method"]), float(line.get("ratio") or 0))

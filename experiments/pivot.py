@@ -7,21 +7,19 @@ column whose values stand side by side), ``values`` (the columns that are shown)
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from command import run
 from measured import Line, grouped, mean, read_lines, values
-from workflow_files import Experiment, read_experiments
+from workflow_files import Experiment
 
-from cs_models.errors import UserError
 from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.results import write_table
 
 FORMATS = {"psnr_db": "{:.2f}", "ssim": "{:.3f}", "pcc": "{:.3f}", "largest_batch": "{:.0f}"}
-NOT_TRANSCRIBED = "The paper's plots are not transcribed, so our figures stand alone."
 
 
 def pivoted(pivot: dict[str, Any], lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
@@ -48,29 +46,16 @@ def page(experiment: Experiment, lines: Sequence[Line], scale: str) -> tuple[str
 
 def _cell(lines: Sequence[Line], columns: Sequence[str]) -> str:
     means = {column: mean(lines, column) for column in columns}
-    return " / ".join("" if mean is None else FORMATS.get(name, "{:.3g}").format(mean) for name, mean in means.items())
+    return " / ".join("" if one is None else FORMATS.get(name, "{:.3g}").format(one) for name, one in means.items())
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name")
-    parser.add_argument("scale")
-    parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--data_dir")
-    parser.add_argument("--out", type=Path, required=True)
-    words = parser.parse_args()
-    try:
-        experiment = read_experiments(Path(__file__).parent, words.scale, words.data_dir)[words.name]
-        lines = read_lines(words.folders, experiment.pivot["table"], experiment.pivot.get("where"))
-        text, header, rows = page(experiment, lines, words.scale)
-        write_table(words.out / "table.csv", header, rows)
-        (words.out / "table.md").write_text(text, encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+def write(experiment: Experiment, scale: str, folders: Sequence[Path], out: Path) -> None:
+    """Write the page and its table."""
+    lines = read_lines(folders, experiment.pivot["table"], experiment.pivot.get("where"))
+    text, header, rows = page(experiment, lines, scale)
+    write_table(out / "table.csv", header, rows)
+    (out / "table.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(Path(__file__).parent, __doc__, write))

@@ -6,20 +6,19 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from command import run
 from measured import read_lines
 from pivot import pivoted
 from safetensors import safe_open
-from workflow_files import Experiment, read_experiments
+from workflow_files import Experiment
 
-from cs_models.errors import UserError
 from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.merge import merge
 from cs_models.evaluation.report.summary import PUBLISHED, Summary, summarise
@@ -70,8 +69,6 @@ def table(experiment: Experiment, summaries: list[Summary], scale: str) -> tuple
         cell = " / ".join(_show(column, ours[column]) for column in experiment.columns)
         beside = " / ".join(_show(column, value) for column, value in theirs.items() if column in ours)
         cells[name, one.dataset][one.ratio] = f"{cell} ({beside})" if beside else cell
-    header = ["method", "data set", *(f"{ratio:g}" for ratio in experiment.ratios)]
-    rows = [[*key, *(by_ratio.get(ratio, "") for ratio in experiment.ratios)] for key, by_ratio in cells.items()]
     units = " / ".join(UNITS.get(column, column) for column in experiment.columns)
     sections = [f"# {experiment.title}", f"{units}; in brackets what the paper prints. Scale: {scale}."]
     if experiment.source is None:
@@ -79,7 +76,15 @@ def table(experiment: Experiment, summaries: list[Summary], scale: str) -> tuple
     if experiment.missing:
         missing = ", ".join(experiment.missing)
         sections.append(f"Not at hand: {missing}. A folder or file of this name in the data directory is taken.")
-    return "\n\n".join([*sections, markdown_table(header, rows), experiment.about.strip()]).strip() + "\n", lines
+    sections += [_by_ratio(experiment, "method", cells), experiment.about.strip()]
+    return "\n\n".join(sections).strip() + "\n", lines
+
+
+def _by_ratio(experiment: Experiment, first: str, cells: Mapping[tuple[str, str], Mapping[float, str]]) -> str:
+    """A table with a line for each method and data set, and a column for each ratio."""
+    header = [first, "data set", *(f"{ratio:g}" for ratio in experiment.ratios)]
+    rows = [[*key, *(by_ratio.get(ratio, "") for ratio in experiment.ratios)] for key, by_ratio in cells.items()]
+    return markdown_table(header, rows)
 
 
 def rivals(experiment: Experiment) -> str:
@@ -94,9 +99,8 @@ def rivals(experiment: Experiment) -> str:
             cells[line["method"], line["dataset"]][float(line["ratio"])] = printed
     if not cells:
         return ""
-    header = ["printed in the paper", "data set", *(f"{ratio:g}" for ratio in experiment.ratios)]
-    rows = [[*key, *(by_ratio.get(ratio, "") for ratio in experiment.ratios)] for key, by_ratio in cells.items()]
-    return f"Methods that are not run here, as the paper prints them:\n\n{markdown_table(header, rows)}"
+    table = _by_ratio(experiment, "printed in the paper", cells)
+    return f"Methods that are not run here, as the paper prints them:\n\n{table}"
 
 
 def trainings(experiment: Experiment, folders: Sequence[Path]) -> str:
@@ -152,28 +156,15 @@ def _show(column: str, value: float | None) -> str:
     return "" if value is None else FORMATS.get(column, "{:g}").format(value)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name")
-    parser.add_argument("scale")
-    parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--data_dir")
-    parser.add_argument("--out", type=Path, required=True)
-    words = parser.parse_args()
-    try:
-        experiment = read_experiments(Path(__file__).parent, words.scale, words.data_dir)[words.name]
-        merge([folder for folder in words.folders if (folder / TABLE).exists()], words.out / "report")
-        page, lines = table(experiment, summarise(ResultsFile(words.out / "report").rows()), words.scale)
-        more = measurements(experiment, words.folders), trainings(experiment, words.folders), rivals(experiment)
-        page = "\n\n".join([page.strip(), *filter(None, more)]) + "\n"
-        write_table(words.out / "table.csv", ["method", "dataset", "ratio", "figure", "ours", "paper"], lines)
-        (words.out / "table.md").write_text(page, encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(page)
-    return 0
+def write(experiment: Experiment, scale: str, folders: Sequence[Path], out: Path) -> None:
+    """Write the page, its table, and the report on all results."""
+    merge([folder for folder in folders if (folder / TABLE).exists()], out / "report")
+    page, lines = table(experiment, summarise(ResultsFile(out / "report").rows()), scale)
+    more = measurements(experiment, folders), trainings(experiment, folders), rivals(experiment)
+    page = "\n\n".join([page.strip(), *filter(None, more)]) + "\n"
+    write_table(out / "table.csv", ["method", "dataset", "ratio", "figure", "ours", "paper"], lines)
+    (out / "table.md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(Path(__file__).parent, __doc__, write))

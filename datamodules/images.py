@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path, PurePath
 from threading import Lock
 from typing import Literal, NamedTuple, get_args
@@ -114,20 +115,19 @@ class _NoWarnings:
     def __init__(self) -> None:
         self._lock = Lock()
         self._inside = 0
-        self._filters = warnings.catch_warnings(action="ignore")
+        self._filters = ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._filters = warnings.catch_warnings(action="ignore")
-                self._filters.__enter__()
+                self._filters.enter_context(warnings.catch_warnings(action="ignore"))
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._filters.__exit__(None, None, None)
+                self._filters.close()
 
 
 _NO_WARNINGS = _NoWarnings()

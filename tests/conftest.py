@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -38,6 +40,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("experiments"):
                 item.add_marker(pytest.mark.skip(reason="runs with --experiments"))
+
+
+def module_of(path: Path, name: str | None = None) -> ModuleType:
+    """A Python file that is no part of a package, as the module of that name; by default the file's."""
+    name = name or path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their types
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

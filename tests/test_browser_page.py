@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +18,7 @@ from cs_models.cli.main import main as command
 from cs_models.errors import UserError
 from cs_models.evaluation.results import read_rows
 from datamodules.catalog import load_set
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, module_of
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LIMIT_SECONDS = 400
@@ -49,13 +47,7 @@ onmessage = ({ data }) => {
 def builder() -> ModuleType:
     """``docs/browser/build.py``, which is no part of the package."""
     pytest.importorskip("onnxscript")
-    spec = importlib.util.spec_from_file_location("browser_page", REPOSITORY / "docs/browser/build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their names
-    spec.loader.exec_module(module)
-    return module
+    return module_of(REPOSITORY / "docs/browser/build.py", "browser_page")
 
 
 def visited(browser: str, folder: Path) -> dict[str, object]:

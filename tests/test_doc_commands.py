@@ -12,12 +12,10 @@ import importlib
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from torch import Tensor
@@ -35,7 +33,7 @@ from cs_models.operators import MeasurementOperator
 from cs_models.reconstruction import Solution
 from cs_models.training.weights import save_checkpoint
 from cs_models.zoo.methods import load
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, module_of
 from tests.test_evaluation_report import rows_of
 from tests.test_networks import NETWORKS
 
@@ -96,7 +94,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> Pa
     for name in ("r_coast", "scnet"):
         save_checkpoint(NETWORKS[name](), folder / "runs" / name / "model.safetensors")
     save_checkpoint(NETWORKS["rk_ccsnet"](), folder / "runs/rk_ccsnet/model.safetensors")
-    save_checkpoint(own_module(folder / "my_module.py").MyModule(), folder / "runs/my_net/model.safetensors")
+    save_checkpoint(module_of(folder / "my_module.py").MyModule(), folder / "runs/my_net/model.safetensors")
     for name in ("first", "mine"):
         (folder / "results" / name).mkdir(parents=True)
         table = ResultsFile(folder / "results" / name)
@@ -106,16 +104,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> Pa
     for name in ("net_params_200.pkl", "phi_0_10_1089.mat", "Initialization_Matrix_10.mat"):
         (folder / name).touch()
     return folder
-
-
-def own_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # where dataclasses look for their types
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -11,18 +10,13 @@ import pytest
 
 from cs_models.operator_names import OPERATORS
 from cs_models.zoo.methods import METHODS, zoo
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, module_of
 
 
 @pytest.fixture(scope="module")
 def builder() -> ModuleType:
     """``docs/build_site.py``, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("build_site", REPOSITORY / "docs/build_site.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(REPOSITORY / "docs/build_site.py")
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def run(folder: Path, about: str | None, write: Write) -> int:
     Returns:
         the exit status.
     """
-    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=about and about.splitlines()[0])
     parser.add_argument("name")
     parser.add_argument("scale")
     parser.add_argument("folders", type=Path, nargs="+")

@@ -91,21 +91,19 @@ def test_what_there_is_not_is_said_in_one_line(runs: list[Path], panel: dict[str
 
 
 def test_the_programs_write_the_files(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import command
     import curves
     import pivot
 
-    (tmp_path / "experiments").mkdir()
-    monkeypatch.setattr(curves, "__file__", str(tmp_path / "experiments/curves.py"))
-    monkeypatch.setattr(pivot, "__file__", str(tmp_path / "experiments/pivot.py"))
     for name in ("scales.yaml", "networks.yaml"):
-        (tmp_path / f"experiments/{name}").write_text((FOLDER / name).read_text())
-    (tmp_path / "experiments/one.yaml").write_text(
+        (tmp_path / name).write_text((FOLDER / name).read_text())
+    (tmp_path / "one.yaml").write_text(
         "title: One\nprograms: {a: x.py}\ntiny: {title: Tiny one}\nplot: [{table: scores, x: n, y: ssim}]\n"
         "pivot: {table: scores, rows: [method], across: n, values: [ssim]}\n"
     )
     for program in (curves, pivot):
         monkeypatch.setattr(sys, "argv", ["program", "one", "tiny", *map(str, runs), "--out", str(tmp_path)])
-        assert program.main() == 0
+        assert command.run(tmp_path, program.__doc__, program.write) == 0
     assert Image.open(tmp_path / "figure.png").width > 200
     page = " ".join((tmp_path / "table.md").read_text().split())
     assert page.startswith("# Tiny one")

@@ -29,7 +29,8 @@ ROUNDS = ((0.1,), (0.3, 0.5), (0.2, 0.4, 0.01))
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 FAST = ("linear", "pinv", "backprojection", "tv", "weighted_l1", "fista", "lasso", "stomp", "iht")
 # All but ddnm, which needs a frozen diffusion model.
-SLOW = ("pnp", "ista", "niht", "owlqn", "cosamp", "sp", "omp", "clomp_warm", "clomp", "irls")
+SLOW = ("pnp", "ista", "niht", "owlqn", "cosamp", "sp", "omp", "clomp_warm", "clomp")
+SLOWEST = ("irls",)
 SETS = (("Set11", None), ("CBSD68", 10))
 # Released networks for any ratio. What the recursion paper calls COAST has 5 layers and another training than the
 # network of the COAST paper; their names keep the figures of that from standing beside them.
@@ -114,8 +115,9 @@ def stages(networks: Mapping[str, tuple[float, ...]]) -> Iterator[Stage]:
     Args:
         networks: paths and names with the ratios that they serve.
     """
-    fast, slow = dict.fromkeys(FAST, RATIOS), dict.fromkeys(SLOW, RATIOS)
-    for methods, ratios in [(fast, RATIOS), *((methods, ratios) for ratios in ROUNDS for methods in (networks, slow))]:
+    fast, slow, slowest = (dict.fromkeys(methods, RATIOS) for methods in (FAST, SLOW, SLOWEST))
+    rounds = [(methods, ratios) for ratios in ROUNDS for methods in (networks, slow)]
+    for methods, ratios in [(fast, RATIOS), *rounds, *((slowest, ratios) for ratios in ROUNDS)]:
         for dataset, limit in SETS:
             for method, served in methods.items():
                 wanted = tuple(ratio for ratio in ratios if ratio in served)

@@ -45,7 +45,7 @@ METHODS: dict[str, type[Reconstructor]] = {
 def run(method: str, height: int, width: int, ratio: float, device: str) -> tuple[float, float, float]:
     """Seconds of one reconstruction, after one of a few columns, its peak memory in GB, and the peak before it."""
     operator = ColumnOperator.gaussian(ratio, (height, width)).to(device)
-    coarse = torch.rand(1, 1, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
+    coarse = torch.rand(1, 1, -(-height // 8), -(-width // 8), generator=torch.Generator().manual_seed(0))
     y = operator(F.interpolate(coarse, (height, width), mode="bilinear").to(device))
     solver = METHODS[method]()
     few = operator.resized(height, min(width, WARM_UP))  # signals of that length; libraries start and choose their ways

@@ -7,13 +7,19 @@ them runs nothing itself: no threads, no state, no accelerator. POSIX alone can 
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
+import runpy
+import shlex
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from tests.conftest import REPOSITORY
@@ -80,18 +86,80 @@ def finished(process: BaseProcess, seconds: float) -> int:
     return process.exitcode
 
 
+@contextmanager
+def interpreter() -> Iterator[str]:
+    """What stands for ``python`` in a shell's command line, as long as the context lasts."""
+    with TemporaryDirectory() as folder:  # of a short name, as addresses of sockets have to be
+        address, client = Path(folder, "socket"), Path(folder, "client.py")
+        client.write_text(CLIENT)
+        server = SERVER.Process(target=_serve, args=(address,))
+        server.start()
+        try:
+            yield shlex.join([sys.executable, "-ISE", str(client), str(address)])
+        finally:
+            server.kill()
+            server.join()
+
+
+CLIENT = """
+import json, os, socket, sys, time
+with socket.socket(socket.AF_UNIX) as server:
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.05)
+    server.connect(sys.argv[1])
+    call = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(server, [call], [1, 2])
+    server.shutdown(socket.SHUT_WR)
+    sys.exit(int(server.recv(9) or 1))
+"""
+
+
+def _serve(address: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{address}.new")
+        server.listen(64)
+        Path(f"{address}.new").rename(address)
+        while True:
+            connection, _ = server.accept()
+            if os.fork() == 0:
+                break
+            connection.close()
+    call, streams, _, _ = socket.recv_fds(connection, 1 << 16, 2)
+    while more := connection.recv(1 << 16):
+        call += more
+    program = os.fork()
+    if program:
+        connection.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]))
+        return
+    connection.close()
+    (path, *words), folder, variables = json.loads(call)
+    _become(variables, folder, streams)
+    if path == "-m":
+        sys.argv = words
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = [path, *words], str(Path(path).parent)
+        runpy.run_path(path, run_name="__main__")
+
+
 def _run(program: str, words: list[str], out: Path, errors: Path, variables: Mapping[str, str]) -> None:
     os.setsid()
-    os.chdir(REPOSITORY)
+    files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND) for path in (out, errors)]
+    _become(variables, REPOSITORY, files)
+    sys.argv = [program, *words]
+    sys.exit(importlib.import_module(MAINS[program]).main(words))
+
+
+def _become(variables: Mapping[str, str], folder: Path | str, streams: Sequence[int]) -> None:
+    """Take over what a started process would have: variables, folder, standard output and error."""
     os.environ.clear()
     os.environ.update(variables)
-    for path, stream in ((out, 1), (errors, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), stream)
+    os.chdir(folder)
+    for stream, number in zip(streams, (1, 2), strict=True):
+        os.dup2(stream, number)
     multiprocessing.set_start_method("fork", force=True)  # for data workers, as in any other process
     import torch
     from lightning_fabric.utilities import rank_zero
 
     torch.set_num_threads(1)
     rank_zero.rank_zero_only.rank = rank_zero._get_rank() or 0  # Lightning looks once, when it is imported
-    sys.argv = [program, *words]
-    sys.exit(importlib.import_module(MAINS[program]).main(words))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from cs_models.cli.configs import with_configs_found
 from cs_models.cli.evaluate import parse
 from cs_models.cli.spelling import check_spelling
 from cs_models.errors import UserError
+from tests import forked
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "experiments"
@@ -88,10 +90,16 @@ def test_a_killed_workflow_goes_on_with_what_it_has(tmp_path: Path) -> None:
     assert "Nothing to be done" in snakemake(tmp_path, "--", target)
 
 
+@pytest.fixture
+def python() -> Iterator[str]:
+    """A word of the workflow that saves its hundred programs their imports."""
+    with forked.interpreter() as words:
+        yield f"python={words}"
+
+
 @pytest.mark.experiments
-def test_every_table_and_figure_is_made(tmp_path: Path) -> None:
-    cores = os.cpu_count() or 2
-    snakemake(tmp_path, cores=cores)
+def test_every_table_and_figure_is_made(tmp_path: Path, python: str) -> None:
+    snakemake(tmp_path, python, cores=os.cpu_count() or 2)
     for name, experiment in experiments("tiny").items():
         made = tmp_path / "out/tiny" / name
         page = (made / "table.md").read_text()
@@ -100,13 +108,13 @@ def test_every_table_and_figure_is_made(tmp_path: Path) -> None:
             assert f"| {first}" in page
         assert (made / "report/report.md").exists() == experiment.compared
         assert (made / "figure.png").exists() == bool(experiment.plot)
-    assert "Nothing to be done" in snakemake(tmp_path)
+    assert "Nothing to be done" in snakemake(tmp_path, python)
     # A training that was killed goes on from its last checkpoint, which here is that of its last step.
     training = tmp_path / "out/tiny/train/r_coast"
     (training / "trained").unlink()
     (tmp_path / "out/tiny/recursion_fig8/table.md").unlink()
     steps = (training / "metrics.csv").read_text()
-    assert "rule train" in snakemake(tmp_path, "--", "recursion_fig8")
+    assert "rule train" in snakemake(tmp_path, python, "--", "recursion_fig8")
     assert (training / "metrics.csv").read_text() == steps
 
 

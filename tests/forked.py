@@ -37,12 +37,14 @@ if sys.platform != "win32":
             "cs_models.evaluation.loop",
             "cs_models.evaluation.report.tables",
             "cs_models.networks.unfolding.coast",
+            "cs_models.training.sharding",
             "cs_models.networks.diffusion.idm",
             "lightning_fabric.strategies",
             "matplotlib.figure",
             "pytorch_lightning.cli",
             "skimage.metrics",
             "timm.utils",
+            "torch._dynamo",
         ]
     )
 

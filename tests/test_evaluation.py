@@ -165,15 +165,15 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     data = make_images(tmp_path / "data", ((40, 50),) * 6)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     slow = "ista:iterations=200:tolerance=0"
-    process = subprocess.Popen([sys.executable, "eval.py", *command(data, killed, methods=slow)], cwd=REPOSITORY)
+    process = forked.start("eval.py", command(data, killed, methods=slow), tmp_path / "log")
     path = killed / "per_image.csv"
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_bytes().count(b"\n") >= 3):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
         assert time.monotonic() < deadline, "no row appeared"
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert 2 <= len(list(read_rows(path))) < 12
     assert main(command(data, killed, methods=slow)) == 0
     assert main(command(data, whole, methods=slow)) == 0

@@ -95,7 +95,7 @@ def test_every_tile_is_as_large_as_allowed_and_keeps_its_margins() -> None:
 @pytest.mark.slow
 def test_the_command_line_cuts_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cs_models.evaluation.loop.LARGE_IMAGE", 0)  # no reconstruction before those that are timed
-    Image.fromarray(camera()[100:364, 150:414]).save(tmp_path / "part.png")
+    Image.fromarray(camera()[100:298, 150:348]).save(tmp_path / "part.png")
     words = ["--methods", "r_coast", "--iterations_per_layer", "1,1,1,1,1", "--image", str(tmp_path / "part.png")]
     words += ["--channels", "luminance", "--ratios", "0.1", "--precision", "fp32", "--device", "cpu"]
     words += ["--out", str(tmp_path)]

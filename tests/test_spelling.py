@@ -193,7 +193,7 @@ def test_what_has_no_source(target: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_option_of_the_real_parser_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_of_the_real_parser_is_accepted_and_null_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     from jsonargparse import ArgumentError
 
     from cs_models.cli import training_cli
@@ -216,6 +216,8 @@ def test_every_option_of_the_real_parser_is_accepted(monkeypatch: pytest.MonkeyP
             training_cli.run(asked)
         ((subcommand, parser),) = parsed.value.args[0]._subcommand_parsers.items()
         assert subcommand == asked[0]
+        config = parser.parse_args([*asked[1:], "--model.init_args.training.start_from=null"])
+        assert config.model.init_args.training.start_from is None
         for option in _long_options(parser):
             if option != "--config":
                 check(f"{subcommand} --config r_coast {option} 1")

@@ -86,6 +86,9 @@ def run(words: Sequence[str] | None) -> LightningCLI:
 
 
 def _load_renamed(text: str) -> Any:
+    # For a setting of a setting, jsonargparse writes the null of a command line anew, as Python does.
+    if text == "None":
+        return None
     return _LOAD_YAML(renamed(text) if isinstance(text, str) else text)
 
 

@@ -183,6 +183,26 @@ def test_an_unnamed_wandb_run_cannot_be_resumed(
     assert "--trainer.logger.init_args.version" in capsys.readouterr().err
 
 
+def test_a_wandb_process_that_ended_is_one_line(
+    tiny_images: Path,
+    tmp_path: Path,
+    wandb_offline: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    import wandb
+
+    def log(*_: object) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr("wandb.Run.log", log)
+    assert train.main(wandb_arguments(tiny_images, tmp_path)) == 2
+    wandb.finish()
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "W&B: its process" in error
+    assert "--ckpt_path last" in error
+
+
 def test_a_missing_wandb_login_is_one_line(
     tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

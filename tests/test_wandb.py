@@ -201,6 +201,26 @@ def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.Ca
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError("Connection lost"), ValueError("1 validation error")])
+def test_a_process_or_a_server_of_theirs_that_fails_is_one_line(
+    error: Exception,
+    pictures: Path,
+    tmp_path: Path,
+    wandb_offline: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def log(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("wandb.Run.log", log)
+    words = ["--methods", "pinv", "--datasets", str(pictures), "--ratios", "0.1", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "out"), "--wandb", "project"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"error: W&B: {error}; results are in ")
+    assert (tmp_path / "out/report.md").exists()
+
+
 # Weights
 
 

@@ -131,11 +131,15 @@ def _memory_error(error: Exception) -> UserError | None:
 
 
 def _wandb_error(error: Exception) -> str | None:
-    """What to say of a login or a network that W&B did not find; None for all other errors."""
+    """What to say of a login, a network or a process that W&B needs and lacks; None for all other errors."""
     wandb = sys.modules.get("wandb")
-    if wandb is None or not isinstance(error, wandb.Error):
+    if wandb is None:
         return None
-    return f"W&B: {first_line(error)}; WANDB_MODE=offline logs without a login or a network"
+    if isinstance(error, wandb.Error):
+        return f"W&B: {first_line(error)}; WANDB_MODE=offline logs without a login or a network"
+    if isinstance(error, ConnectionError) and wandb.run is not None:  # an operating system short of memory ends it
+        return f"W&B: its process on this machine has ended ({first_line(error)}); --ckpt_path last goes on"
+    return None
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def log_comparison(rows: Sequence[Row], options: Options, perceptual: Scores) ->
         if logging.several:
             with logging.run("comparison", "comparison", {"methods": sorted(asked)}) as run:
                 _log_report(run, rows, out)
-    except wandb.Error as error:
+    except (wandb.Error, OSError, ValueError) as error:  # ValueError: a server answers in another way
         reason = first_line(error)
         raise UserError(f"W&B: {reason}; results are in {out}, WANDB_MODE=offline logs without a login") from error
 

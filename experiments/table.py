@@ -82,8 +82,9 @@ def table(experiment: Experiment, summaries: list[Summary], scale: str) -> tuple
 
 def _by_ratio(experiment: Experiment, first: str, cells: Mapping[tuple[str, str], Mapping[float, str]]) -> str:
     """A table with a line for each method and data set, and a column for each ratio."""
-    header = [first, "data set", *(f"{ratio:g}" for ratio in experiment.ratios)]
-    rows = [[*key, *(by_ratio.get(ratio, "") for ratio in experiment.ratios)] for key, by_ratio in cells.items()]
+    ratios = sorted(experiment.ratios)  # the first one is what other scales and programs take
+    header = [first, "data set", *(f"{ratio:g}" for ratio in ratios)]
+    rows = [[*key, *(by_ratio.get(ratio, "") for ratio in ratios)] for key, by_ratio in cells.items()]
     return markdown_table(header, rows)
 
 

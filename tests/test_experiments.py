@@ -217,6 +217,8 @@ def test_the_papers_figures_stand_beside_ours() -> None:
     assert "20.00 / 0.5000 (18.52 / 0.4710)" in page or "20.00 / 0.5000 (18.53 / 0.4710)" in page
     assert "| clomp_warm" in page
     assert ["clomp", "Set11", "0.1", "ssim", "0.5000", "0.4710"] in lines
+    page, _ = table.table(full["clomp_table3"], both, "full")  # whose first ratio is 0.3
+    assert re.search(r"data set +\| 0.1 +\| 0.3 +\| 0.5 +\|", page)
     trained = summaries(
         ("runs/train/rista_net_plus_3_10/model.safetensors", {"dataset": "CBSD68"}),
         ("runs/train/r_coast/model.safetensors", {"dataset": "CBSD68"}),

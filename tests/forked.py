@@ -24,7 +24,11 @@ from typing import Literal
 
 from tests.conftest import REPOSITORY
 
-MAINS = {"eval.py": "cs_models.cli.evaluate", "train.py": "cs_models.cli.train"}
+MAINS = {
+    "eval.py": "cs_models.cli.evaluate",
+    "train.py": "cs_models.cli.train",
+    "tests/rehearsal.py": "tests.rehearsal",
+}
 
 METHOD: Literal["spawn", "forkserver"] = "spawn" if sys.platform == "win32" else "forkserver"
 """How `multiprocessing`, torch and Lightning start functions from the same server, where there is one."""
@@ -65,17 +69,17 @@ def start(program: str, words: Sequence[str], out: Path, errors: Path | None = N
     return process
 
 
-def run(program: str, words: Sequence[str], out: Path, **environment: str) -> tuple[int, str]:
+def run(program: str, words: Sequence[str], out: Path, seconds: float = 300, **environment: str) -> tuple[int, str]:
     """Exit status of ``python PROGRAM WORDS``, and all that it and what it started printed."""
     if sys.platform == "win32":
-        command = [sys.executable, program, *words]
+        command = [sys.executable, "-m", MAINS[program], *words]
         with out.open("w") as file:
             done = subprocess.run(
-                command, cwd=REPOSITORY, env={**os.environ, **environment}, stdout=file, stderr=file, timeout=300
+                command, cwd=REPOSITORY, env={**os.environ, **environment}, stdout=file, stderr=file, timeout=seconds
             )
         return done.returncode, out.read_text()
     process = start(program, words, out, **environment)
-    return finished(process, 300), out.read_text()
+    return finished(process, seconds), out.read_text()
 
 
 def finished(process: BaseProcess, seconds: float) -> int:

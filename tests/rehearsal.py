@@ -12,7 +12,7 @@ import inspect
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,15 @@ def operator_words(name: str) -> str:
     return f"{name}:8" if name in ("block", "structured") else name
 
 
-def main(out: str, model: str, only: str = "") -> None:
+def main(words: Sequence[str]) -> int:
     """Run every case and write what it met."""
+    out, model, *only = words
     register()
     allow_tf32()
     torch.set_num_threads(1)
-    found = {name: rehearse(name, case) for name, case in cases(model, only)}
+    found = {name: rehearse(name, case) for name, case in cases(model, *only)}
     Path(out).write_text(json.dumps(found), encoding="utf-8")
+    return 0
 
 
 def rehearse(name: str, case: Case) -> dict[str, Any]:
@@ -343,4 +345,4 @@ def tiles_case() -> Case:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

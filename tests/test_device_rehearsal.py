@@ -7,15 +7,12 @@ wait of the host for the device, except for those of `WAITS`.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests import forked
 
 torch = pytest.importorskip("torch")
 if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
@@ -62,15 +59,8 @@ REFUSED = {"method linear column", "method omp fourier", "method stomp fourier"}
 def found(tiny_ddpm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """What each case met, from a process of its own: the device stays registered to its end."""
     out = tmp_path_factory.mktemp("rehearsal") / "found.json"
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.rehearsal", str(out), str(tiny_ddpm)],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    status, printed = forked.run("tests/rehearsal.py", [str(out), str(tiny_ddpm)], out.with_name("log"), seconds=600)
+    assert status == 0, printed[-3000:]
     return json.loads(out.read_text(encoding="utf-8"))
 
 

@@ -100,7 +100,8 @@ def test_every_override_trains(override: Path, tiny_images: Path, tmp_path: Path
         small = ["--config", str(override.with_name("idm_no_injectors.yaml"))]
     config = REPOSITORY / f"configs/train/{base}.yaml"
     crop = "--data.crop_size=33"
-    folder = fit(config, tiny_images, tmp_path, "--config", str(override), *small, crop)
+    one_step = {"max_steps": "1", "batches_per_epoch": "1", "validation_sets": "[]"}
+    folder = fit(config, tiny_images, tmp_path, "--config", str(override), *small, crop, **one_step)
     module = load_checkpoint(folder / "model.safetensors")
     written = yaml.safe_load(override.read_text()).get("model", {}).get("init_args", {}).get("network", {})
     for key, value in written.items():

@@ -73,7 +73,14 @@ def test_every_table_and_figure_is_a_target(tmp_path: Path) -> None:
     assert int(re.search(r"^train +(\d+)$", planned, re.MULTILINE)[1]) == len(shared) < len(NAMES)
 
 
-def test_a_killed_workflow_goes_on_with_what_it_has(tmp_path: Path) -> None:
+@pytest.fixture
+def python() -> Iterator[str]:
+    """A word of the workflow that saves its hundred programs their imports."""
+    with forked.interpreter() as words:
+        yield f"python={words}"
+
+
+def test_a_killed_workflow_goes_on_with_what_it_has(tmp_path: Path, python: str) -> None:
     """It is killed while it makes a table: nothing is evaluated twice, nobody has to unlock anything."""
     target, done = "tutorial_1d", tmp_path / "out/tiny/tutorial_1d"
     with subprocess.Popen(
@@ -83,18 +90,11 @@ def test_a_killed_workflow_goes_on_with_what_it_has(tmp_path: Path) -> None:
             assert running.poll() is None, "it has ended before it was killed"
             time.sleep(0.02)
         os.killpg(running.pid, signal.SIGKILL)
-    again = snakemake(tmp_path, "--", target)
+    again = snakemake(tmp_path, python, "--", target)
     assert "rule table" in again
     assert "rule evaluate" not in again
     assert (done / "table.md").read_text().startswith("# Tutorial")
-    assert "Nothing to be done" in snakemake(tmp_path, "--", target)
-
-
-@pytest.fixture
-def python() -> Iterator[str]:
-    """A word of the workflow that saves its hundred programs their imports."""
-    with forked.interpreter() as words:
-        yield f"python={words}"
+    assert "Nothing to be done" in snakemake(tmp_path, python, "--", target)
 
 
 @pytest.mark.experiments

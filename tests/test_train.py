@@ -75,7 +75,7 @@ def test_every_configuration_trains(config: Path, tiny_images: Path, tmp_path: P
         small = {"model": {"init_args": {"network": {"pretrained": None, "unet": unet}}}}
         (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
         smaller += ["--config", str(tmp_path / "small.yaml")]
-    folder = fit(config, tiny_images, tmp_path, *smaller)
+    folder = fit(config, tiny_images, tmp_path, *smaller, max_steps="1", batches_per_epoch="1")
     module = load_checkpoint(folder / "model.safetensors")
     ratio = module.training_options.sampling.ratios[0]
     operator = module.default_operator(ratio, (70, 66))

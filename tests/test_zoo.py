@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 from cs_models import load
 from cs_models.cli import evaluate as evaluation
 from cs_models.errors import UserError
-from cs_models.evaluation.report.cards import RESULTS, add, card, main, write_cards
+from cs_models.evaluation.report.cards import RESULTS, add, card, main, read_figures, write_cards
+from cs_models.evaluation.results import ResultsFile
 from cs_models.operators import make_operator
 from cs_models.zoo.checkpoints import load_checkpoint
 from cs_models.zoo.methods import ZOO, zoo
+from tests.test_evaluation_report import rows_of
 from tests.test_train import SMALL, fit
 
 
@@ -87,6 +90,29 @@ def test_add_ships_a_training_without_the_machines_paths(tmp_path: Path) -> None
     assert path.with_suffix(".csv").read_text() == "step,val/psnr,val/psnr_10\n4,24.5,24.5\n"
     with pytest.raises(UserError, match="no results for small"):
         write_cards([_results_of(tmp_path)], shelf)
+
+
+def test_figures_stand_beside_those_of_released_weights(tmp_path: Path) -> None:
+    shelf = tmp_path / "zoo"
+    shelf.mkdir()
+    for path in ZOO.glob("r_coast.*"):
+        shutil.copy(path, shelf)
+    for folder, method, changes in (
+        ("ours", "r_coast", {"seconds": 0.25}),
+        ("theirs", "a/r_coast_5x4.safetensors", {"provenance": "released"}),
+        ("theirs", "a/r_coaster.safetensors", {"provenance": "released"}),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        table = ResultsFile(tmp_path / folder)
+        table.repair()
+        for row in rows_of(method, [28.0 if folder == "ours" else 29.5], **changes):
+            table.append(row)
+    for released, expected in ((tmp_path / "theirs", 29.5), (None, 29.5), (tmp_path / "ours", None)):
+        write_cards([tmp_path / "ours"], shelf, released)
+        (figure,) = read_figures(shelf / "results.csv")
+        assert (figure.psnr_db, figure.released_psnr_db, figure.seconds) == (28.0, expected, 0.25)
+    text = (shelf / "README.md").read_text()
+    assert "281,674 parameters, 1,121,914 multiply-adds per pixel" in text
 
 
 def _results_of(folder: Path) -> Path:

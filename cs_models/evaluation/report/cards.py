@@ -2,7 +2,9 @@
 
 ``cs-models cards add runs/r_coast r_coast --hardware "one H200"`` copies the weights of a training with its
 configuration (`NAME.yaml`) and its log (`NAME.csv`). ``cs-models cards write OUT1 OUT2`` gathers the figures of the
-zoo's networks from results folders of `eval.py` in ``checkpoints/results.csv`` and writes ``checkpoints/README.md``.
+zoo's networks from results folders of `eval.py` in ``checkpoints/results.csv`` and writes ``checkpoints/README.md``;
+with ``--released OUT3`` they stand beside those of the authors' weights, which are ``NAME.safetensors`` or
+``NAME_*.safetensors`` there.
 """
 
 from __future__ import annotations
@@ -10,17 +12,20 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
 import yaml
 
 from cs_models.errors import CommandParser, UserError, first_line, report
+from cs_models.evaluation.operations import CountOperations
 from cs_models.evaluation.report.markdown import markdown_table
 from cs_models.evaluation.report.summary import summarise
-from cs_models.evaluation.results import ResultsFile, from_text, to_text, write_table
+from cs_models.evaluation.results import ResultsFile, Row, from_text, to_text, write_table
+from cs_models.training.module import ReconstructionModule
 from cs_models.training.weights import save_checkpoint
 from cs_models.zoo.checkpoints import load_checkpoint
 from cs_models.zoo.methods import ZOO, zoo
@@ -32,16 +37,22 @@ HEAD = """\
 `eval.py --methods NAME` and `cs_models.load("NAME")` find them by name, `--methods zoo` means all of them. Beside each
 `NAME.safetensors` lie `NAME.yaml`, what it was trained with, and `NAME.csv`, validation during training. This page is
 written by `cs-models cards write OUT...` from results folders of `eval.py`. Training never saw Set11, CBSD68, or the
-bundled photographs.
+bundled photographs. *Published* is what the paper prints, *released* what its authors' weights give here.
 
 PSNR on the bundled photographs at each network's lowest ratio, over the steps of its last training:
 
 ![PSNR over training steps](training.png)"""
 
 
+Setting = tuple[str, str, float, int]
+
+
 @dataclass(frozen=True)
 class Figures:
-    """What a network gives on a set of images; a line of ``results.csv``. The fields are those of `Summary`."""
+    """What a network gives on a set of images; a line of ``results.csv``.
+
+    The fields are those of `Summary`, and `released_psnr_db`, what the authors' weights give on the same images.
+    """
 
     method: str
     dataset: str
@@ -54,6 +65,13 @@ class Figures:
     published_psnr_db: float | None
     difference_db: float | None
     source: str
+    seconds: float | None = None
+    released_psnr_db: float | None = None
+
+    @property
+    def setting(self) -> Setting:
+        """Network, set, ratio and number of images."""
+        return self.method, self.dataset, self.ratio, self.images
 
 
 COLUMNS = tuple(field.name for field in fields(Figures))
@@ -100,22 +118,29 @@ def add(run: Path, name: str, hardware: str, folder: Path = ZOO) -> Path:
     return path
 
 
-def write_cards(folders: Sequence[Path], folder: Path = ZOO) -> Path:
+def write_cards(folders: Sequence[Path], folder: Path = ZOO, released: Path | None = None) -> Path:
     """Write ``results.csv`` and ``README.md`` of the zoo.
 
     Args:
         folders: results folders of `eval.py`; where they disagree the last one counts. Networks that are in none of
             them keep their lines of the present ``results.csv``.
         folder: the zoo.
+        released: results folder with figures of released weights; without it those of ``results.csv`` stay.
 
     Raises:
         UserError: if a network of the zoo has no results.
     """
     rows = [row for out in folders for row in ResultsFile(out).rows()]
     names = zoo(folder)
-    found = [Figures(**{column: getattr(summary, column) for column in COLUMNS}) for summary in summarise(rows)]
-    fresh = {one.method for one in found}
-    found += [one for one in read_figures(folder / RESULTS.name) if one.method not in fresh]
+    measured = [column for column in COLUMNS if column != "released_psnr_db"]
+    found = [Figures(**{column: getattr(summary, column) for column in measured}) for summary in summarise(rows)]
+    fresh, before = {one.method for one in found}, read_figures(folder / RESULTS.name)
+    found += [one for one in before if one.method not in fresh]
+    if released is None:
+        theirs = {one.setting: one.released_psnr_db for one in before}
+    else:
+        theirs = _of_released(ResultsFile(released).rows(), names)
+    found = [replace(one, released_psnr_db=theirs.get(one.setting)) for one in found]
     missing = sorted(names.keys() - {one.method for one in found})
     if missing:
         raise UserError(f"no results for {', '.join(missing)}; run eval.py --methods zoo")
@@ -127,6 +152,17 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO) -> Path:
     path = folder / "README.md"
     path.write_text("\n\n".join([HEAD, *cards]) + "\n", encoding="utf-8")
     return path
+
+
+def _of_released(rows: Iterable[Row], names: Iterable[str]) -> dict[Setting, float | None]:
+    """PSNR in dB that released weights of networks' names give."""
+    summaries = [one for one in summarise(rows) if one.provenance == "released"]
+    return {
+        (name, one.dataset, one.ratio, one.images): one.psnr_db
+        for name in names
+        for one in summaries
+        if f"{Path(one.method).stem}_".startswith(f"{name}_")
+    }
 
 
 def read_figures(path: Path) -> list[Figures]:
@@ -164,10 +200,11 @@ def draw_training(names: Mapping[str, Mapping[int | None, Path]], path: Path) ->
 def card(name: str, files: dict[int | None, Path], figures: Sequence[Figures]) -> str:
     """What a network is, how it was trained, and what it gives."""
     parts = [f"## {name}"]
-    for path in files.values():
+    for percent, path in files.items():
         module = load_checkpoint(path)
         parameters = sum(parameter.numel() for parameter in module.network.parameters())
-        facts = [f"**{path.name}**: {parameters:,} parameters, {path.stat().st_size / 2**20:.1f} MiB"]
+        operations = f"{multiply_adds(module, (percent or 10) / 100):,} multiply-adds per pixel"
+        facts = [f"**{path.name}**: {parameters:,} parameters, {operations}, {path.stat().st_size / 2**20:.1f} MiB"]
         config = path.with_suffix(".yaml")
         if config.exists():
             facts.append(_training(yaml.safe_load(config.read_text(encoding="utf-8")), module.provenance))
@@ -181,13 +218,25 @@ def card(name: str, files: dict[int | None, Path], figures: Sequence[Figures]) -
             str(one.images),
             f"{one.psnr_db:.2f}",
             f"{one.ssim:.4f}",
-            "" if one.published_psnr_db is None else f"{one.published_psnr_db:.2f}",
-            "" if one.difference_db is None else f"{one.difference_db:+.2f}",
+            *("" if value is None else f"{value:.2f}" for value in (one.published_psnr_db, one.released_psnr_db)),
+            "" if one.seconds is None else f"{one.seconds:.2f}",
         ]
         for one in figures
     ]
-    header = ["dataset", "ratio", "operator", "precision", "images", "PSNR in dB", "SSIM", "published", "difference"]
+    header = ["dataset", "ratio", "operator", "precision", "images", "PSNR in dB", "SSIM", "published", "released"]
+    header.append("seconds per image")
     return "\n\n".join([*parts, markdown_table(header, lines)])
+
+
+def multiply_adds(module: ReconstructionModule, ratio: float) -> int:
+    """Of a network for a pixel, without what is computed of a sampling matrix once."""
+    side = 2 * module.training_options.sampling.block_size
+    operator = module.default_operator(ratio, (side, side))
+    y = operator(torch.zeros(1, getattr(module.config, "channels", 1), side, side))
+    module.reconstruct(y, operator)
+    with CountOperations() as counter:
+        module.reconstruct(y, operator)
+    return counter.total // 2 // side**2
 
 
 def _training(config: dict[str, Any], provenance: dict[str, Any]) -> str:
@@ -215,13 +264,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adding.add_argument("name", help="name in the zoo, such as r_coast, or ista_net_plus_10 for one ratio")
     adding.add_argument("--hardware", required=True, help="what it was trained on, in words")
     writing = commands.add_parser("write", help="write checkpoints/README.md and results.csv")
-    writing.add_argument("folders", nargs="+", type=Path, help="results folders of eval.py")
+    writing.add_argument("folders", nargs="*", type=Path, help="results folders of eval.py")
+    writing.add_argument("--released", type=Path, help="results folder of eval.py with the authors' weights")
     try:
         options = parser.parse_args(arguments)
         if options.command == "add":
             print(add(options.run, options.name, options.hardware))
         else:
-            print(write_cards(options.folders))
+            print(write_cards(options.folders, released=options.released))
     except UserError as error:
         return report(error)
     except OSError as error:

@@ -15,6 +15,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -101,6 +102,9 @@ def interpreter() -> Iterator[str]:
         server = SERVER.Process(target=_serve, args=(address,))
         server.start()
         try:
+            while not address.exists():
+                assert server.is_alive(), "it ended before it could be called"
+                time.sleep(0.02)
             yield shlex.join([sys.executable, "-ISE", str(client), str(address)])
         finally:
             server.kill()
@@ -108,10 +112,8 @@ def interpreter() -> Iterator[str]:
 
 
 CLIENT = """
-import json, os, socket, sys, time
+import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
-    while not os.path.exists(sys.argv[1]):
-        time.sleep(0.05)
     server.connect(sys.argv[1])
     call = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [call], [1, 2])

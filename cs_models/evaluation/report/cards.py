@@ -37,7 +37,7 @@ HEAD = """\
 `eval.py --methods NAME` and `cs_models.load("NAME")` find them by name, `--methods zoo` means all of them. Beside each
 `NAME.safetensors` lie `NAME.yaml`, what it was trained with, and `NAME.csv`, validation during training. This page is
 written by `cs-models cards write OUT...` from results folders of `eval.py`. Training never saw Set11, CBSD68, or the
-bundled photographs. *Published* is what the paper prints, *released* what its authors' weights give here.
+bundled photographs. *Published* is what the paper prints, *released* what its authors' weights give in the leaderboard.
 
 PSNR on the bundled photographs at each network's lowest ratio, over the steps of its last training:
 

@@ -88,6 +88,9 @@ def table(out: Path) -> dict[tuple[str, ...], dict[str, str]]:
     return result
 
 
+on_slurm = pytest.mark.skipif(sys.platform == "win32", reason="there is no SLURM")
+
+
 def save_network(path: Path, layers: int = 2) -> Path:
     torch.manual_seed(0)
     return save_checkpoint(ISTANetPPModule(ISTANetPPConfig(layers=layers, features=4)), path)
@@ -182,11 +185,11 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@on_slurm
 def test_more_processes_than_images(data: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(command(data, one, "--limit", "1", methods="pinv")) == 0
-    words = command(data, two, "--limit", "1", "--devices", "2", methods="pinv")
-    assert forked.run("eval.py", words, tmp_path / "log")[0] == 0
+    assert two_processes(command(data, two, "--limit", "1", methods="pinv"), tmp_path)[0] == [0, 0]
     rows, expected = table(two), table(one)
     assert len(rows) == len(list(read_rows(two / "per_image.csv")))
     assert {key: row["psnr_db"] for key, row in rows.items()} == {k: row["psnr_db"] for k, row in expected.items()}
@@ -252,9 +255,8 @@ def child(parent: int) -> int:
     raise AssertionError(f"{parent} has no child")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SLURM")
-def test_processes_that_slurm_starts_share_the_images(data: Path, tmp_path: Path) -> None:
+def two_processes(words: list[str], folder: Path) -> tuple[list[int], list[str], str]:
+    """Evaluate in two processes as SLURM starts them; exit statuses, what each printed, and their error streams."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -266,26 +268,31 @@ def test_processes_that_slurm_starts_share_the_images(data: Path, tmp_path: Path
         "SLURM_NODEID": "0",
         "MASTER_PORT": port,
     }
-    words, logs = command(data, tmp_path / "out", "--devices", "2", methods="pinv"), [tmp_path / "0", tmp_path / "1"]
+    logs, errors = ([folder / f"{kind}{rank}" for rank in range(2)] for kind in ("log", "errors"))
     runs = [
-        forked.start(
-            "eval.py", words, log, tmp_path / f"errors{log.name}", **job, SLURM_PROCID=log.name, SLURM_LOCALID=log.name
-        )
-        for log in logs
+        forked.start("eval.py", [*words, "--devices", "2"], *files, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        for rank, *files in zip("01", logs, errors, strict=True)
     ]
-    assert [forked.finished(run, 300) for run in runs] == [0, 0]
-    printed = [log.read_text() for log in logs]
+    statuses = [forked.finished(run, 300) for run in runs]
+    return statuses, [log.read_text() for log in logs], "".join(path.read_text() for path in errors)
+
+
+@pytest.mark.slow
+@on_slurm
+def test_processes_that_slurm_starts_share_the_images(data: Path, tmp_path: Path) -> None:
+    statuses, printed, _ = two_processes(command(data, tmp_path / "out", methods="pinv"), tmp_path)
+    assert statuses == [0, 0]
     assert "report.md" in printed[0]
     assert not printed[1]
     assert len(table(tmp_path / "out")) == 6
 
 
 @pytest.mark.slow
+@on_slurm
 def test_a_mistake_met_by_one_of_two_processes_is_one_line(data: Path, tmp_path: Path) -> None:
     (data / "tiny/1.png").write_bytes((data / "tiny/1.png").read_bytes()[:60])
-    arguments = command(data, tmp_path / "out", "--devices", "2", methods="pinv")
-    status, printed = forked.run("eval.py", arguments, tmp_path / "log")
-    assert status == 2
+    statuses, _, printed = two_processes(command(data, tmp_path / "out", methods="pinv"), tmp_path)
+    assert statuses[0] == 2
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "1.png" in errors[0]

@@ -32,6 +32,8 @@ def read_records(path: Path) -> Iterator[Any]:
             place += left_in_block
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
+        if place + 7 + length > len(content):  # it is being written
+            return
         whole += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # a whole record, or the last piece of one

@@ -307,7 +307,7 @@ def test_a_trained_model_fills_in_what_was_not_measured(tmp_path: Path) -> None:
 
     unet, scheduler = small_unet(1, 1), DDPMScheduler()
     optimizer = torch.optim.Adam(unet.parameters(), 4e-3)
-    for _ in range(250):
+    for _ in range(120):
         x, t = waves(16), torch.randint(1000, (16,), generator=generator)
         noise = torch.randn(x.shape, generator=generator)
         loss = (unet(scheduler.add_noise(x, noise, t), t).sample - noise).square().mean()

@@ -67,7 +67,7 @@ def compared(name: str, backend: str, sizes: tuple[tuple[int, int], ...]) -> lis
 
 @pytest.mark.parametrize("name", [*(name for name in MODELS if name != "idm"), *CHOICES])
 def test_training_steps_share_graphs(name: str) -> None:
-    counts = compared(name, "aot_eager" if name == "coast" else "eager", SIZES)  # both make the same graphs
+    counts = compared(name, "aot_eager", SIZES)
     assert 0 < counts[2] == counts[-1] <= (MOST_WIRED if "wired" in name else MOST)
 
 

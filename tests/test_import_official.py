@@ -23,23 +23,34 @@ from datamodules.catalog import load_set
 
 FAMILY = {"R-COAST_5x4": "r_coast", "COAST_5_IPL1": "coast", "COAST_5_IPL4": "coast"}
 
-# (golden entry, image): a small image of each way through the code; benchmarks/official_figures.py runs all.
+# (golden entry, image): one or two small images of each; eval.py on the whole sets is in the README.
 FAST = [
     ("ista_net_plus/Set11/1", "cameraman.tif"),
     ("ista_net_plus/Set11/10", "Monarch.tif"),
+    ("ista_net_plus/Set11/30", "barbara.tif"),
+    ("ista_net_plus/Set11/40", "house.tif"),
     ("ista_net_plus/CBSD68/10", "test_01.png"),
     ("ista_net/Set11/10", "Parrots.tif"),
+    ("ista_net/Set11/30", "boats.tif"),
+    ("ista_net/Set11/40", "foreman.tif"),
     ("ista_net_plus_mri/BrainMRI/10", "brain_test_01.png"),
+    ("ista_net_plus_mri/BrainMRI/30", "brain_test_07.png"),
     ("ista_net_plus_mri/BrainMRI/50", "brain_test_02.png"),
     ("ista_net_pp/Set11/10/gauss_orth_rs0", "lena256.tif"),
+    ("ista_net_pp/Set11/50/gauss_orth_rs0", "Monarch.tif"),
     ("ista_net_pp/Set11/30/phi0_mat", "peppers256.tif"),
+    ("R-COAST_5x4/Set11/10", "barbara.tif"),
     ("R-COAST_5x4/Set11/50", "Parrots.tif"),
+    ("COAST_5_IPL1/Set11/10", "foreman.tif"),
     ("COAST_5_IPL1/Set11/30", "cameraman.tif"),
     ("COAST_5_IPL4/Set11/10", "barbara.tif"),
     ("scnet/Set11/10", "Monarch.tif"),
+    ("scnet/Set11/30", "house.tif"),
     ("scnet/Set11/50", "barbara.tif"),
     ("sodas_net/Set11/10", "Monarch.tif"),
+    ("sodas_net/Set11/10", "house.tif"),
     ("opine_net_plus/Set11/10", "Monarch.tif"),
+    ("opine_net_plus/Set11/10", "cameraman.tif"),
 ]
 
 

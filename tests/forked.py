@@ -1,7 +1,7 @@
 """Commands of the project in processes of their own, forked from one that has imported what they need.
 
 To start Python and import torch and Lightning takes longer than most of what is tested in such a process. What forked
-them runs nothing itself: no threads, no state, no accelerator. POSIX alone can do it.
+them runs nothing itself: no threads, no state, no accelerator. Windows cannot fork: there they begin with nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import runpy
 import shlex
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +33,9 @@ MAINS = {
 METHOD: Literal["spawn", "forkserver"] = "spawn" if sys.platform == "win32" else "forkserver"
 """How `multiprocessing`, torch and Lightning start functions from the same server, where there is one."""
 
-if sys.platform != "win32":
-    SERVER = multiprocessing.get_context("forkserver")
+SERVER = multiprocessing.get_context(METHOD)
+
+if METHOD == "forkserver":
     SERVER.set_forkserver_preload(
         [
             "tests.test_long_runs",
@@ -72,13 +72,6 @@ def start(program: str, words: Sequence[str], out: Path, errors: Path | None = N
 
 def run(program: str, words: Sequence[str], out: Path, seconds: float = 300, **environment: str) -> tuple[int, str]:
     """Exit status of ``python PROGRAM WORDS``, and all that it and what it started printed."""
-    if sys.platform == "win32":
-        command = [sys.executable, "-m", MAINS[program], *words]
-        with out.open("w") as file:
-            done = subprocess.run(
-                command, cwd=REPOSITORY, env={**os.environ, **environment}, stdout=file, stderr=file, timeout=seconds
-            )
-        return done.returncode, out.read_text()
     process = start(program, words, out, **environment)
     return finished(process, seconds), out.read_text()
 
@@ -151,7 +144,8 @@ def _serve(address: Path) -> None:
 
 
 def _run(program: str, words: list[str], out: Path, errors: Path, variables: Mapping[str, str]) -> None:
-    os.setsid()
+    if METHOD == "forkserver":
+        os.setsid()
     files = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND) for path in (out, errors)]
     _become(variables, REPOSITORY, files)
     sys.argv = [program, *words]
@@ -165,7 +159,8 @@ def _become(variables: Mapping[str, str], folder: Path | str, streams: Sequence[
     os.chdir(folder)
     for stream, number in zip(streams, (1, 2), strict=True):
         os.dup2(stream, number)
-    multiprocessing.set_start_method("fork", force=True)  # for data workers, as in any other process
+    if METHOD == "forkserver":
+        multiprocessing.set_start_method("fork", force=True)  # for data workers, as in any other process
     import torch
     from lightning_fabric.utilities import rank_zero
 

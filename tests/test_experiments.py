@@ -76,6 +76,7 @@ def test_every_table_and_figure_is_a_target(tmp_path: Path) -> None:
 @pytest.fixture
 def python() -> Iterator[str]:
     """A word of the workflow that saves its hundred programs their imports."""
+    pytest.importorskip("snakemake")
     with forked.interpreter() as words:
         yield f"python={words}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from cs_models.evaluation.report.summary import Setting
 from cs_models.evaluation.report.wandb_log import log_comparison
 from cs_models.evaluation.report.wandb_runs import RunIds, Variant, by_run, metrics, short_name
 from cs_models.evaluation.results import ResultsFile, Row
+from cs_models.training.loggers import log_weights
 from cs_models.zoo.methods import parse_method
 from cs_models.zoo.wandb_weights import download, reference_of
 from tests.conftest import REPOSITORY
@@ -290,6 +292,21 @@ def test_an_unreachable_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     download.cache_clear()
     with pytest.raises(UserError, match="cannot fetch 'wandb:team/project/name:v1': no route"):
         download("wandb:team/project/name:v1")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("Connection lost"), ValueError("1 validation error")])
+def test_a_training_ends_well_without_the_upload_of_its_weights(
+    error: Exception, tmp_path: Path, wandb_offline: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def log_artifact(*_: object, **__: object) -> None:
+        raise error
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    logger: Any = SimpleNamespace(experiment=SimpleNamespace(id="run", log_artifact=log_artifact))
+    method: Any = SimpleNamespace(name="coast", header=dict)
+    log_weights(logger, path, method, 2)
+    assert f"W&B: {error}; {path} is on disk and was not uploaded" in caplog.text
 
 
 def test_the_evaluation_links_back_to_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

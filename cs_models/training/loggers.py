@@ -84,5 +84,5 @@ def log_weights(logger: WandbLogger, path: Path, method: ReconstructionModule, s
         artifact = wandb.Artifact(name, type="model", metadata=method.header())
         artifact.add_file(str(path), name="model.safetensors")
         logger.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])
-    except wandb.Error as error:
+    except (wandb.Error, OSError, ValueError) as error:  # ValueError: a server answers in another way
         log.warning("W&B: %s; %s is on disk and was not uploaded", first_line(error), path)

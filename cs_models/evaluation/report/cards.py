@@ -44,7 +44,8 @@ PSNR on the bundled photographs at each network's lowest ratio, over the steps o
 ![PSNR over training steps](training.png)"""
 
 
-Setting = tuple[str, str, float, int]
+Compared = tuple[str, str, float, int]
+"""Network, set, ratio and number of images: what figures have in common that stand side by side."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Figures:
     released_psnr_db: float | None = None
 
     @property
-    def setting(self) -> Setting:
-        """Network, set, ratio and number of images."""
+    def compared(self) -> Compared:
+        """See `Compared`."""
         return self.method, self.dataset, self.ratio, self.images
 
 
@@ -137,10 +138,10 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO, released: Path | No
     fresh, before = {one.method for one in found}, read_figures(folder / RESULTS.name)
     found += [one for one in before if one.method not in fresh]
     if released is None:
-        theirs = {one.setting: one.released_psnr_db for one in before}
+        theirs = {one.compared: one.released_psnr_db for one in before}
     else:
         theirs = _of_released(ResultsFile(released).rows(), names)
-    found = [replace(one, released_psnr_db=theirs.get(one.setting)) for one in found]
+    found = [replace(one, released_psnr_db=theirs.get(one.compared)) for one in found]
     missing = sorted(names.keys() - {one.method for one in found})
     if missing:
         raise UserError(f"no results for {', '.join(missing)}; run eval.py --methods zoo")
@@ -154,7 +155,7 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO, released: Path | No
     return path
 
 
-def _of_released(rows: Iterable[Row], names: Iterable[str]) -> dict[Setting, float | None]:
+def _of_released(rows: Iterable[Row], names: Iterable[str]) -> dict[Compared, float | None]:
     """PSNR in dB that released weights of networks' names give."""
     summaries = [one for one in summarise(rows) if one.provenance == "released"]
     return {
@@ -223,8 +224,10 @@ def card(name: str, files: dict[int | None, Path], figures: Sequence[Figures]) -
         ]
         for one in figures
     ]
-    header = ["dataset", "ratio", "operator", "precision", "images", "PSNR in dB", "SSIM", "published", "released"]
-    header.append("seconds per image")
+    header = [
+        "dataset", "ratio", "operator", "precision", "images", "PSNR in dB", "SSIM", "published", "released",
+        "seconds per image",
+    ]  # fmt: skip
     return "\n\n".join([*parts, markdown_table(header, lines)])
 
 

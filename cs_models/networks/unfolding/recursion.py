@@ -155,7 +155,7 @@ class UnfoldingNetwork(nn.Module):
         return [problem.aty.new_zeros(0)] * sum(schedule)
 
     def iteration(self, x: Tensor, layer: nn.Module, condition: Tensor, problem: Problem) -> Tensor:
-        """One application of a layer, under its condition, to what the iteration before it gave."""
+        """One application of a layer, under its condition, to what came before; each network has its own."""
         raise NotImplementedError
 
     def estimate(self, state: Tensor, problem: Problem) -> Tensor:

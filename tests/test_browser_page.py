@@ -17,8 +17,6 @@ from PIL import Image
 from cs_models.cli.main import main as command
 from cs_models.errors import UserError
 from cs_models.evaluation.results import read_rows
-from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
-from cs_models.training.weights import save_checkpoint
 from datamodules.catalog import load_set
 from tests.conftest import REPOSITORY, module_of
 
@@ -86,18 +84,16 @@ def test_the_page_gives_the_figures_of_eval(builder: ModuleType, tmp_path: Path)
     colour = load_set("bundled", channels="rgb")[2][1][:, 60:130, 100:151]  # of coffee: what is grey tests no weights
     Image.fromarray((colour * 255).round().byte().permute(1, 2, 0).numpy()).save(photo)
     source = "data:image/png;base64," + base64.b64encode(photo.read_bytes()).decode()
-    small = COASTModule(COASTConfig(layers=2, features=4, iterations_per_layer=(2, 1), modulation="rfmu"))
-    network = str(save_checkpoint(small, tmp_path / "small.safetensors"))
-    page = builder.build(tmp_path / "try.html", (network,), (0.1,), [{"title": "cup", "source": source}])
+    page = builder.build(tmp_path / "try.html", ("r_coast",), (0.1,), [{"title": "cup", "source": source}])
     text = page.read_text(encoding="utf-8")
     page.write_text(text.replace("</body>", VISIT), encoding="utf-8")
     (tmp_path / "frame.html").write_text(FRAME)
     seen = visited(browser, tmp_path)
 
     words = f"--image {photo} --channels luminance --ratios 0.1 --precision fp32 --device cpu --out {tmp_path / 'out'}"
-    assert command(["eval", "--methods", f"linear,tv,{network}", *words.split()]) == 0
+    assert command(["eval", "--methods", "linear,tv,r_coast", *words.split()]) == 0
     rows = {row.method: row.psnr_db for row in read_rows(tmp_path / "out/per_image.csv")}
-    expected = {"linear": rows["linear"], "tv": rows["tv"], "network-result": rows[network]}
+    expected = {"linear": rows["linear"], "tv": rows["tv"], "network-result": rows["r_coast"]}
     assert "failed" not in seen, seen
     assert seen["psnr"] == pytest.approx(expected, abs=0.01)
     assert seen["fits"] == [True, True]  # at 1280 and at 400 pixels, without scrolling sideways

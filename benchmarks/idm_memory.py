@@ -24,7 +24,7 @@ import contextlib
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +187,8 @@ def largest_batch(one: float, two: float, options: argparse.Namespace) -> float:
     return float((options.budget * 1e9 / MEBIBYTE - (one - image * options.batch)) // image)
 
 
-def parsed() -> argparse.Namespace:
-    """The command line."""
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line: these words, or those of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", default="1,12", help="values of T, with commas")
     parser.add_argument("--modes", default="none,steps,blocks,both", help=f"some of {','.join(NAMES)}")
@@ -204,7 +204,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for idm_memory.csv")
     parser.add_argument("--figure", help="PNG file to draw: memory and time against T")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def in_new_process(function: Callable[..., Any], *arguments: object) -> Any:

@@ -6,6 +6,7 @@ wait of the host for the device, except for those of `WAITS`.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests import forked
+from tests.conftest import REPOSITORY, module_of
 
 torch = pytest.importorskip("torch")
 if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
@@ -87,6 +89,14 @@ def test_everything_runs_on_its_device_without_waiting(kind: str, found: dict[st
     cases = {name: case for name, case in found.items() if name.startswith(kind)}
     assert cases
     assert problems(cases) == []
+
+
+def test_the_programs_part_on_idm_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wirings of `benchmarks/gpu.py`, with the settings of the program that they are taken from."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    gpu = module_of(REPOSITORY / "benchmarks/gpu.py")
+    facts = list(gpu.idm_memory(argparse.Namespace(toy=True, device="cpu")))
+    assert [fact["wiring"] for fact in facts] == ["not wired", "plain", "level 1", "level 2", "both"]
 
 
 PARTS = "inference", "inference bf16", "inference fp16", "training", "training bf16"

@@ -70,7 +70,12 @@ def table(experiment: Experiment, summaries: list[Summary], scale: str) -> tuple
         beside = " / ".join(_show(column, value) for column, value in theirs.items() if column in ours)
         cells[name, one.dataset][one.ratio] = f"{cell} ({beside})" if beside else cell
     units = " / ".join(UNITS.get(column, column) for column in experiment.columns)
-    sections = [f"# {experiment.title}", f"{units}; in brackets what the paper prints. Scale: {scale}."]
+    counts = {one.dataset: one.images for one in summaries}
+    images = ", ".join(f"{count} of {dataset}" for dataset, count in counts.items())
+    sections = [
+        f"# {experiment.title}",
+        f"{units}; in brackets what the paper prints. Scale: {scale}; means over {images}.",
+    ]
     if experiment.source is None:
         sections.append("The paper's figures of this table are not transcribed, so ours stand alone.")
     if experiment.missing:

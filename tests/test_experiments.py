@@ -197,6 +197,16 @@ def test_a_scale_changes_a_network_by_its_family_and_a_grid_is_many_networks() -
         choose("coats", networks)
 
 
+def test_what_a_section_says_of_an_evaluation_comes_after_what_its_scale_says() -> None:
+    limits = {
+        (scale, name): re.findall(r"--limit (\d+)", experiments(scale)[name].evaluate)[-1]
+        for scale in SCALES[1:]
+        for name in ("clomp_table2", "ista_net_pp_table1")
+    }
+    assert limits["small", "clomp_table2"] == "1" != limits["small", "ista_net_pp_table1"]
+    assert limits["tiny", "clomp_table2"] == limits["tiny", "ista_net_pp_table1"] == "1"
+
+
 def test_the_page_lists_every_target() -> None:
     page = (REPOSITORY / "docs/experiments.md").read_text()
     assert [name for name in NAMES if f"`{name}`" not in page] == []
@@ -217,6 +227,7 @@ def test_the_papers_figures_stand_beside_ours() -> None:
     page, lines = table.table(full["clomp_table2"], both, "full")
     assert "20.00 / 0.5000 (18.52 / 0.4710)" in page or "20.00 / 0.5000 (18.53 / 0.4710)" in page
     assert "| clomp_warm" in page
+    assert "Scale: full; means over 1 of Set11." in page
     assert ["clomp", "Set11", "0.1", "ssim", "0.5000", "0.4710"] in lines
     page, _ = table.table(full["clomp_table3"], both, "full")  # whose first ratio is 0.3
     assert re.search(r"data set +\| 0.1 +\| 0.3 +\| 0.5 +\|", page)

@@ -25,7 +25,14 @@ from cs_models.evaluation.report.summary import PUBLISHED, Summary, summarise
 from cs_models.evaluation.report.wandb_runs import short_name
 from cs_models.evaluation.results import TABLE, ResultsFile, write_table
 
-FORMATS = {"psnr_db": "{:.2f}", "ssim": "{:.4f}", "pcc": "{:.3f}", "seconds": "{:.3g}", "images_per_second": "{:.3g}"}
+FORMATS = {
+    "psnr_db": "{:.2f}",
+    "ssim": "{:.4f}",
+    "pcc": "{:.3f}",
+    "seconds": "{:.3g}",
+    "images_per_second": "{:.3g}",
+    "parameters": "{:.0f}",
+}
 UNITS = {
     "psnr_db": "PSNR in dB",
     "ssim": "SSIM",

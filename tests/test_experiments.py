@@ -238,6 +238,8 @@ def test_the_papers_figures_stand_beside_ours() -> None:
     _, lines = table.table(full["recursion_table1"], trained, "full")
     printed = {line[0]: line[5] for line in lines if line[3] == "psnr_db"}
     assert printed["rista_net_plus_3"] < printed["r_coast"]
+    _, lines = table.table(full["recursion_table2"], summaries(("coast", {"parameters": 1_122_024})), "full")
+    assert next(line[4] for line in lines if line[3] == "parameters") == "1122024"
     # Every method that a paper names has figures in it.
     for experiment in full.values():
         named = {method for method, _, _ in table.published(experiment)}

@@ -167,7 +167,7 @@ def test_a_torn_last_line_is_repaired(data: Path, tmp_path: Path) -> None:
 def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     data = make_images(tmp_path / "data", ((40, 50),) * 6)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    slow = "ista:iterations=200:tolerance=0"
+    slow = "ista:iterations=80:tolerance=0"
     process = forked.start("eval.py", command(data, killed, methods=slow), tmp_path / "log")
     path = killed / "per_image.csv"
     deadline = time.monotonic() + 120

@@ -82,7 +82,7 @@ class Problem:
         y: measurements ``(N, 1, ...)`` of `operator`.
         operator: A on the domain, whose images are whole blocks.
         aty: ``A^T y``, computed once.
-        size: (H, W) that the convolutions see; smaller than the operator's where the padding is cut off for them.
+        cropped_to: (H, W) that the convolutions see where the padding is cut off for them; None where they see it.
         ratio: nominal CS ratio.
         measured_ratio: M / N.
         penalties: terms that layers add to the training loss.
@@ -91,25 +91,27 @@ class Problem:
     y: Tensor
     operator: MeasurementOperator
     aty: Tensor
-    size: tuple[int, int]
+    cropped_to: tuple[int, int] | None
     ratio: float
     measured_ratio: float
     penalties: list[Tensor] = field(default_factory=list)
 
     def gradient_step(self, x: Tensor, step_size: Tensor | float) -> Tensor:
-        """``x - rho A^T (A x - y)`` at `size`, in float32 even under autocast: it is precision-critical.
+        """``x - rho A^T (A x - y)``, in float32 even under autocast: it is precision-critical.
 
         Estimates that were cropped are padded with zeros again; the start ``A^T y`` still has its padding.
         """
         x = x.to(self.aty.dtype)
-        missing_rows, missing_columns = (
-            full - own for full, own in zip(self.aty.shape[-2:], x.shape[-2:], strict=True)
-        )
-        x = F.pad(x, (0, missing_columns, 0, missing_rows))
+        if self.cropped_to is not None:
+            rows, columns = (full - own for full, own in zip(self.aty.shape[-2:], x.shape[-2:], strict=True))
+            x = F.pad(x, (0, columns, 0, rows))
         if isinstance(step_size, Tensor):
             step_size = step_size.to(x.dtype)
         r = x - step_size * (self.operator.normal(x) - self.aty)
-        return r.narrow(-2, 0, self.size[0]).narrow(-1, 0, self.size[1])
+        if self.cropped_to is None:
+            return r
+        height, width = self.cropped_to
+        return r.narrow(-2, 0, height).narrow(-1, 0, width)
 
     def step_of_first_channel(self, features: Tensor, step_size: Tensor | float) -> Tensor:
         """Features ``(N, C, H, W)`` whose first channel is the estimate, after `gradient_step` on that alone."""
@@ -187,7 +189,7 @@ class UnfoldingNetwork(nn.Module):
             y=domain_y,
             operator=domain_operator,
             aty=domain_operator.adjoint(domain_y),
-            size=operator.image_size if self.domain == "image" else domain_operator.image_size,
+            cropped_to=operator.image_size if self.domain == "image" else None,
             ratio=operator.ratio,
             measured_ratio=_measured_ratio(operator),
         )

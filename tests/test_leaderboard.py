@@ -194,6 +194,7 @@ def visited(folder: Path) -> Path:
     rows = rows_of("tv", 24, 11) + rows_of("tv", 29, 11, ratio=0.3) + rows_of("omp", 22, 11)
     rows += rows_of("omp", 20, 11, ratio=0.3) + rows_of(HOSTILE, 30, 3, ratio=0.3, provenance="own code")
     rows += rows_of("ista_net_pp", 15, 11, provenance="released", parameters=760_220)
+    rows += [row for ratio in (0.4, 0.5) for row in rows_of("tv", 33, 11, ratio=ratio)]  # wider than a telephone
     results = folder_of(folder / "results", rows)
     later = folder_of(folder / "later", rows_of("omp", 21, operator="column"))
     Pictures.of_row(results, rows[0]).write(torch.rand(1, 20, 30), torch.rand(1, 20, 30))

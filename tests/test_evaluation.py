@@ -217,7 +217,7 @@ def test_two_processes_give_the_rows_of_one(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_both_processes_end_when_one_is_killed(rank: int, tmp_path: Path) -> None:
     data, out = make_images(tmp_path / "data", ((40, 50),) * 8), tmp_path / "out"
-    words = command(data, out, "--devices", "2", methods="ista:iterations=600:tolerance=0")
+    words = command(data, out, "--devices", "2", methods="ista:iterations=300:tolerance=0")
     os.mkfifo(tmp_path / "errors")
     errors = os.open(tmp_path / "errors", os.O_RDONLY | os.O_NONBLOCK)
     first = forked.start("eval.py", words, tmp_path / "log", tmp_path / "errors")

@@ -183,7 +183,7 @@ class UnfoldingNetwork(nn.Module):
         domain_operator, domain_y = operator.padded(), y
         blocks = operator if self.domain == "blocks" and isinstance(operator, BlockOperator) else None
         if blocks is not None:
-            domain_operator = blocks.resized(blocks.block_size, blocks.block_size)
+            domain_operator = blocks.resized(blocks.block_size, blocks.block_size).padded()
             domain_y = rearrange(y, "n c l m -> (n l) c 1 m")
         problem = Problem(
             y=domain_y,

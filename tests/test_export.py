@@ -18,6 +18,7 @@ from cs_models.training.weights import save_checkpoint
 from cs_models.zoo import export as exporting
 from cs_models.zoo.methods import load, zoo
 from datamodules.catalog import load_set
+from tests.test_networks import NETWORKS as SMALL
 
 NETWORKS = sorted(name for name in zoo() if not name.startswith("idm"))
 
@@ -66,18 +67,29 @@ def test_graphs_of_a_small_network_at_any_size(suffix: str, tiny: tuple[str, str
         torch.testing.assert_close(estimate, network.reconstruct(y, operator), rtol=0, atol=1e-4)
 
 
+def reconstructions(name: str, ratio: float, out: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """A part of a photograph, what a network makes of it, and what its graphs do."""
+    pytest.importorskip("onnxscript")
+    _, measuring = exporting.export(name, ratio, out)
+    image = load_set("bundled")[0][1][None, :, 100:170, 100:150]
+    network = load(name, ratio)
+    operator = network.default_operator(ratio, (70, 50))
+    y = through_onnx(measuring, x=image)
+    return image, network.reconstruct(operator(image), operator), through_onnx(out, y=y, size=torch.tensor([70, 50]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shipped_networks_in_onnx_runtime(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    out, measuring = exporting.export(name, 0.1, tmp_path / f"{name}.onnx")
-    image = load_set("bundled")[0][1][None, :, 100:170, 100:150]
-    operator = load(name, 0.1).default_operator(0.1, (70, 50))
-    y = through_onnx(measuring, x=image)
-    ours = load(name, 0.1).reconstruct(operator(image), operator)
-    theirs = through_onnx(out, y=y, size=torch.tensor([70, 50]))
+    image, ours, theirs = reconstructions(name, 0.1, tmp_path / f"{name}.onnx")
     assert psnr(ours, image).item() > 20
     assert psnr(theirs, image).item() == pytest.approx(psnr(ours, image).item(), abs=1e-3)
+
+
+def test_a_network_whose_thresholds_are_means_over_the_image(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(SMALL["sodas_net"](), tmp_path / "small.safetensors")
+    _, ours, theirs = reconstructions(str(checkpoint), 0.3, tmp_path / "small.onnx")
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ small = ["--trainer.max_steps=1", "--data.batches_per_epoch=1", "--data.batch_si
          "--trainer.enable_progress_bar=false"]
 assert main(["train", "--config", "r_coast", "--config", "cpu", "--data.train_sets=[bundled-train]", *small]) == 0
 Image.linear_gradient("L").resize((64, 64)).save("picture.png")
-assert main(["eval", "--methods", "zoo,linear,pnp,clomp_warm", "--image", "picture.png", "--channels", "luminance",
-             "--ratios", "0.1", "--out", "results/zoo"]) == 0
+assert main(["eval", "--methods", "zoo,linear,iht,pnp,clomp_warm", "--image", "picture.png", "--channels",
+             "luminance", "--ratios", "0.1", "--out", "results/zoo"]) == 0
 quickstart.TRAIN += small
 quickstart.EVALUATE += ["--limit", "1", "--ratios", "0.1"]
 quickstart.TRAINING_FREE[:] = ["linear", "omp"]  # its photograph is large

@@ -168,7 +168,7 @@ def _read(
     weights = content.pop("weights", {})
     found = {option: file for option, file in weights.items() if (resolve_data_dir(data_dir) / file).is_file()}
     ratios, words = content.pop("ratios", []), [content.pop("evaluate", ""), scale["evaluate"]]
-    if "evaluate" in sections[name]:  # the last one of two equal options counts
+    if "evaluate" in sections[name]:  # what a file says of a scale comes last, where it overrides what the scale says
         words.reverse()
     words += [f"--{option} {shlex.quote(str(resolve_data_dir(data_dir) / file))}" for option, file in found.items()]
     words += [] if data_dir is None else [f"--data_dir {shlex.quote(data_dir)}"]

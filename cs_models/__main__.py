@@ -2,9 +2,9 @@
 
 import sys
 
-from cs_models.cli.interrupts import ending_at_once
+from cs_models.cli.importing import importing
 
-with ending_at_once():
+with importing():
     from cs_models.cli.main import main
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -29,6 +30,16 @@ def _share_bytecode() -> None:
 
 
 _share_bytecode()
+gc.disable()  # until all is imported, as the commands do
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays, and need not be searched again and again
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

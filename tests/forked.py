@@ -6,6 +6,7 @@ them runs nothing itself: no threads, no state, no accelerator. Windows cannot f
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -154,6 +155,7 @@ def _run(program: str, words: list[str], out: Path, errors: Path, variables: Map
 
 def _become(variables: Mapping[str, str], folder: Path | str, streams: Sequence[int]) -> None:
     """Take over what a started process would have: variables, folder, standard output and error."""
+    gc.freeze()  # to search what the server imported would copy all of its memory
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cs_models.cli.importing import importing
 from cs_models.evaluation import processes
 from cs_models.launched import launched
 from tests.conftest import REPOSITORY
@@ -131,3 +134,12 @@ def test_several_devices_and_launched_processes_are_fabrics(monkeypatch: pytest.
     assert isinstance(processes.processes(cpu, 2), Fabric)
     monkeypatch.setattr("os.environ", {"LT_PRECISION": "32"})
     assert isinstance(processes.processes(cpu, 1), Fabric)
+
+
+def test_garbage_is_collected_again_after_an_import() -> None:
+    with importing():
+        assert not gc.isenabled()
+        with pytest.raises(ModuleNotFoundError), importing():
+            importlib.import_module("no_such_package")
+        assert not gc.isenabled()
+    assert gc.isenabled()

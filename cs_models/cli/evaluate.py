@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from cs_models.cli.allocator import keep_freed_memory
 from cs_models.cli.configs import with_configs_found
-from cs_models.cli.interrupts import INTERRUPTED, ending_at_once
+from cs_models.cli.importing import INTERRUPTED, importing
 from cs_models.errors import UserError, lost_process, memory_in_one_line, nearest, report
 from cs_models.evaluation.options import Comparison, Execution, Measuring, Options, Output, check_text
 from cs_models.files import is_file
@@ -181,12 +181,12 @@ def evaluate(options: Options) -> None:
     check_names(options.comparison)
     # Imported late, so that --help and mistakes in the command line answer at once.
     if options.measuring.measurements is not None:
-        with ending_at_once():
+        with importing():
             from cs_models.evaluation.measurements import reconstruct_measurements
 
         print(reconstruct_measurements(options))
         return
-    with ending_at_once():
+    with importing():
         from cs_models.evaluation.loop import run
         from cs_models.evaluation.plan import Plan
         from cs_models.evaluation.report.tables import write_report
@@ -228,7 +228,7 @@ def check_names(comparison: Comparison) -> None:
     Raises:
         UserError: for a name that does not exist, with the nearest one, or a missing file.
     """
-    with ending_at_once():
+    with importing():
         from cs_models.zoo.methods import parse_methods
         from datamodules.catalog import find_images
         from datamodules.images import read_image

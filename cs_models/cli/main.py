@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from cs_models import __version__
-from cs_models.cli.interrupts import INTERRUPTED, ending_at_once
+from cs_models.cli.importing import INTERRUPTED, importing
 from cs_models.errors import UserError, memory_in_one_line, nearest, report
 
 # By name: what runs it, the words that go before the user's own, one line of description.
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(f"unknown command '{name}'{nearest(name, COMMANDS)}")
     target, first, _ = COMMANDS[name]
     module, _, function = target.partition(":")
-    with ending_at_once():
+    with importing():
         program = getattr(importlib.import_module(module), function)
     try:
         with memory_in_one_line(f"cs-models {name}", "try it with less at a time"):

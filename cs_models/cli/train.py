@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cs_models.cli.configs import renamed, with_configs_found
-from cs_models.cli.interrupts import INTERRUPTED, ending_at_once
+from cs_models.cli.importing import INTERRUPTED, importing
 from cs_models.cli.spelling import SUBCOMMANDS, check_spelling
 from cs_models.errors import (
     LostProcessError,
@@ -90,7 +90,7 @@ def train(words: Sequence[str]) -> LightningCLI:
         sys.path.insert(0, "")  # classes of the user's own, in the folder where the command is typed
     check_spelling(words)
     # Imported here so that --help, a missing configuration and a misspelt option answer at once.
-    with ending_at_once():
+    with importing():
         from cs_models.cli.allocator import keep_freed_memory
         from cs_models.cli.training_cli import run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib.util
 import os
@@ -35,11 +36,8 @@ gc.disable()  # until all is imported, as the commands do
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported stays, and need not be searched again and again
+    atexit.register(gc.unfreeze)
     gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -18,6 +18,7 @@ from cs_models import progress
 from cs_models.cli import train
 from cs_models.cli.spelling import check_spelling
 from cs_models.errors import UserError
+from cs_models.networks.unfolding.ista_net import ISTANetModule
 from cs_models.operators import MeasurementOperator
 from cs_models.training import curves
 from cs_models.training.curves import curves_of
@@ -38,6 +39,12 @@ BASES = {
     "learned_cpu": "csnet_plus",
     **{path.stem: "idm_small" for path in OVERRIDES if path.stem.startswith("idm_")},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _short_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ISTA-Net's first estimate comes from some patches: 20,000 of the few that there are here would take a second."""
+    monkeypatch.setattr(ISTANetModule, "patches_for_start", 500)
 
 
 def arguments(config: Path, images: Path, out: Path, *more: str) -> list[str]:

@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType
 
@@ -34,10 +35,13 @@ _share_bytecode()
 gc.disable()  # until all is imported, as the commands do
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    collected = yield
     gc.freeze()  # what was imported stays, and need not be searched again and again
     atexit.register(gc.unfreeze)
     gc.enable()
+    return collected
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -29,7 +29,7 @@ def pivoted(pivot: dict[str, Any], lines: Sequence[Line]) -> tuple[list[str], li
     rows = []
     for names, group in grouped(lines, pivot["rows"]).items():
         cells = grouped(group, [pivot["across"]])
-        rows.append([*names, *(_cell(cells.get((column,), []), pivot["values"]) for column in columns)])
+        rows.append([*map(_short, names), *(_cell(cells.get((column,), []), pivot["values"]) for column in columns)])
     return header, rows
 
 
@@ -42,6 +42,14 @@ def page(experiment: Experiment, lines: Sequence[Line], scale: str) -> tuple[str
     )
     sections = [f"# {experiment.title}", about, markdown_table(header, rows), experiment.about.strip()]
     return "\n\n".join(sections).strip() + "\n", header, rows
+
+
+def _short(name: str) -> str:
+    """A measured number to four digits; anything else as it is."""
+    try:
+        return f"{float(name):.4g}" if "." in name else name
+    except ValueError:
+        return name
 
 
 def _cell(lines: Sequence[Line], columns: Sequence[str]) -> str:

@@ -109,3 +109,11 @@ def test_the_programs_write_the_files(runs: list[Path], tmp_path: Path, monkeypa
     assert page.startswith("# Tiny one")
     assert "| a | 0.600 | 0.600 |" in page
     assert "| r_coast | 0.900 | |" in page
+
+
+def test_measured_rows_have_four_digits() -> None:
+    import pivot
+
+    lines = [{"method": "tv:weight=0.05", "kr": "0.7158466686", "n": "256", "ssim": "0.9"}]
+    section = {"rows": ["method", "kr"], "across": "n", "values": ["ssim"]}
+    assert pivot.pivoted(section, lines) == (["method", "kr", "n 256"], [["tv:weight=0.05", "0.7158", "0.900"]])

@@ -144,7 +144,8 @@ def _draw_curves(axes: Axes, panel: Panel, lines: list[Line]) -> None:
     axes.set(ylim=panel.limits, xlim=panel.range)
     axes.grid(alpha=0.3)
     # Below the picture, where it hides no curve.
-    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
+    legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, ncols=2, fontsize="x-small")
+    legend.set_frame_on(False)
 
 
 def _draw_map(figure: Figure, axes: Axes, panel: Panel, lines: list[Line], others: list[Line]) -> None:

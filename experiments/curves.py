@@ -144,8 +144,9 @@ def _draw_curves(axes: Axes, panel: Panel, lines: list[Line]) -> None:
     axes.set(ylim=panel.limits, xlim=panel.range)
     axes.grid(alpha=0.3)
     # Below the picture, where it hides no curve.
-    legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, ncols=2, fontsize="x-small")
-    legend.set_frame_on(False)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, ncols=2, frameon=False, fontsize="x-small"
+    )
 
 
 def _draw_map(figure: Figure, axes: Axes, panel: Panel, lines: list[Line], others: list[Line]) -> None:

@@ -143,3 +143,11 @@ def test_garbage_is_collected_again_after_an_import() -> None:
             importlib.import_module("no_such_package")
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_what_another_has_frozen_stays_frozen() -> None:
+    frozen = gc.get_freeze_count()
+    assert frozen  # by the start of the tests
+    with importing():
+        pass
+    assert gc.get_freeze_count() == frozen

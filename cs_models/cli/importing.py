@@ -29,8 +29,9 @@ def importing() -> Iterator[None]:
             yield
     finally:
         if collecting:
-            gc.freeze()
-            gc.unfreeze()  # both together make all of it old, which the next searches pass over
+            if not gc.get_freeze_count():  # else it would unfreeze what another has frozen
+                gc.freeze()
+                gc.unfreeze()  # both together make all of it old, which the next searches pass over
             gc.enable()
 
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -266,6 +266,17 @@ def test_nan_is_refused() -> None:
 def test_settings_out_of_range_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(UserError, match="expected"):
         CLOMP(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"), [({}, 90), ({"change_tolerance": 1e-7}, 82), ({"recipe": "released", "w_lv": 0.0}, 82)]
+)
+def test_a_loss_that_repeats_itself_ends_only_the_released_training(settings: dict[str, Any], epochs: int) -> None:
+    operator = make_operator("column", 0.3, (48, 48))
+    still = CLOMP(learning_rate=1e-20, final_learning_rate=1e-20, epochs=90, **settings)
+    solution = still.solve(operator.forward(photograph()), operator)
+    assert solution.iterations is not None
+    assert solution.iterations.tolist() == [epochs]
 
 
 def test_limits_and_settings() -> None:

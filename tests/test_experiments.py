@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -150,6 +151,16 @@ def test_trainings_are_commands_of_train_py(parser: Any) -> None:
                     if scale == "tiny":
                         assert config.trainer.max_steps == 1, name
     assert len(parsed) > len(SCALES)
+
+
+def test_small_trainings_need_no_more_than_train400_and_t91() -> None:
+    trainings = {name: text for one in experiments("small").values() for name, text in one.trainings.items()}
+    for name, text in trainings.items():
+        words = with_configs_found(shlex.split(text), "train")
+        files = [Path(file).read_text() for word, file in itertools.pairwise(words) if word == "--config"]
+        sets = [yaml.safe_load(file).get("data", {}).get("train_sets") for file in files]
+        sets += [yaml.safe_load(word.partition("=")[2]) for word in words if word.startswith("--data.train_sets=")]
+        assert set([given for given in sets if given][-1]) <= {"Train400", "T91"}, name
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -318,7 +319,7 @@ def test_processes_of_a_training_choose_one_folder(tmp_path: Path) -> None:
     assert numbered_folders(tmp_path, "run") == [tmp_path / "run"]
 
 
-def test_ctrl_c_in_a_training_says_how_to_go_on(
+def test_a_training_that_is_stopped_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(words: object) -> None:
@@ -332,8 +333,14 @@ def test_ctrl_c_in_a_training_says_how_to_go_on(
     assert capsys.readouterr().err == (
         "interrupted; the same command with --ckpt_path last goes on from the last checkpoint\n"
     )
-    monkeypatch.setattr(train, "train", lambda words: sys.exit(143))
-    with pytest.raises(SystemExit, match="143"):
+    monkeypatch.setattr(train, "train", lambda words: sys.exit(128 + signal.SIGTERM))
+    assert train.main(["fit"]) == 143
+    assert capsys.readouterr().err.startswith("ended by SIGTERM; the same command with --ckpt_path last goes on")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert train.main(["fit"]) == 143
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(train, "train", lambda words: sys.exit(3))
+    with pytest.raises(SystemExit, match="3"):
         train.main(["fit"])
 
 

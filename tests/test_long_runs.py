@@ -308,6 +308,8 @@ def test_sigterm_saves_and_exits(
     assert statuses == [128 + signal.SIGTERM] * devices
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
     assert "Traceback" not in log
+    assert log.count("ended by SIGTERM; the same command with --ckpt_path last goes on") == 1
+    assert "SIGTERMException" not in log
     if devices == 1:
         assert finish(r_coast(tiny_images, tmp_path, "--ckpt_path=last"), tmp_path)[0] == [0]
         assert_same_weights(tmp_path, uninterrupted)

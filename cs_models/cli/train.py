@@ -44,10 +44,12 @@ from cs_models.errors import (
     report,
     short_of_memory,
 )
-from cs_models.launched import ending_together
+from cs_models.launched import ending_together, local_rank
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
+
+TERMINATED = 128 + signal.SIGTERM  # exit status of a training that SIGTERM ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,18 +62,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ending_together():
             train(words)
     except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code == TERMINATED:
+            return ended_early("ended by SIGTERM", TERMINATED)
         # Lightning turns Ctrl-C into an exit with status 1, and ignores further ones from then on.
-        if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("interrupted; the same command with --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
+        if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            return ended_early("interrupted", INTERRUPTED)
+        raise
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
         return report(message)
     return 0
+
+
+def ended_early(how: str, status: int) -> int:
+    """Say how to go on, once for all processes of a machine; returns the exit status."""
+    if local_rank() == 0:
+        print(f"{how}; the same command with --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
+    return status
 
 
 def train(words: Sequence[str]) -> LightningCLI:

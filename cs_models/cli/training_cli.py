@@ -93,8 +93,9 @@ def _load_renamed(text: str) -> Any:
 
 
 def _tells_of_this_training(record: logging.LogRecord) -> bool:
-    """Not for advertisements of other packages, nor for the kinds of devices that a machine lacks."""
-    return not record.getMessage().startswith(("💡", "TPU available: False", "GPU available: False"))
+    """Not for advertisements of others, devices that a machine lacks, or what `main` says more clearly."""
+    foreign = ("💡", "TPU available: False", "GPU available: False", "An SIGTERMException was raised")
+    return not record.getMessage().startswith(foreign)
 
 
 class FullNamesParser(LightningArgumentParser):

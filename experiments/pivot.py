@@ -53,8 +53,12 @@ def _short(name: str) -> str:
 
 
 def _cell(lines: Sequence[Line], columns: Sequence[str]) -> str:
-    means = {column: mean(lines, column) for column in columns}
-    return " / ".join("" if one is None else FORMATS.get(name, "{:.3g}").format(one) for name, one in means.items())
+    return " / ".join("" if (one := mean(lines, column)) is None else _number(column, one) for column in columns)
+
+
+def _number(column: str, value: float) -> str:
+    """A mean to three digits, or to its last whole one."""
+    return FORMATS.get(column, "{:.0f}" if abs(value) >= 100 else "{:.3g}").format(value)
 
 
 def write(experiment: Experiment, scale: str, folders: Sequence[Path], out: Path) -> None:

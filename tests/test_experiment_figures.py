@@ -111,9 +111,12 @@ def test_the_programs_write_the_files(runs: list[Path], tmp_path: Path, monkeypa
     assert "| r_coast | 0.900 | |" in page
 
 
-def test_measured_rows_have_four_digits() -> None:
+def test_measured_rows_have_four_digits_and_cells_three_or_all_whole_ones() -> None:
     import pivot
 
-    lines = [{"method": "tv:weight=0.05", "kr": "0.7158466686", "n": "256", "ssim": "0.9"}]
-    section = {"rows": ["method", "kr"], "across": "n", "values": ["ssim"]}
-    assert pivot.pivoted(section, lines) == (["method", "kr", "n 256"], [["tv:weight=0.05", "0.7158", "0.900"]])
+    lines = [
+        {"method": "tv:weight=0.05", "kr": "0.7158466686", "n": "256", "ssim": "0.9", "mib": "1093.4", "s": "0.7368"}
+    ]
+    section = {"rows": ["method", "kr"], "across": "n", "values": ["ssim", "mib", "s"]}
+    header, cells = ["method", "kr", "n 256"], ["tv:weight=0.05", "0.7158", "0.900 / 1093 / 0.737"]
+    assert pivot.pivoted(section, lines) == (header, [cells])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -170,7 +171,8 @@ def _show(column: str, value: float | None) -> str:
 
 
 def write(experiment: Experiment, scale: str, folders: Sequence[Path], out: Path) -> None:
-    """Write the page, its table, and the report on all results."""
+    """Write the page, its table, and the report on all results, anew: those of an earlier one may have changed."""
+    shutil.rmtree(out / "report", ignore_errors=True)
     merge([folder for folder in folders if (folder / TABLE).exists()], out / "report")
     page, lines = table(experiment, summarise(ResultsFile(out / "report").rows()), scale)
     more = measurements(experiment, folders), trainings(experiment, folders), rivals(experiment)

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,6 +280,23 @@ def test_methods_that_cannot_be_had_are_printed_figures() -> None:
     # Of the same set and ratio alone.
     assert "BM3D-AMP" in table.rivals(full["ista_net_pp_table1"])
     assert "BM3D-AMP" not in table.rivals(full["ista_net_pp_table2"])
+
+
+def test_a_table_is_of_what_was_evaluated_last(tmp_path: Path) -> None:
+    import table
+
+    from cs_models.evaluation.results import ResultsFile
+    from tests.test_evaluation_report import rows_of
+
+    evaluated = tmp_path / "evaluate/30"
+    for psnr in (20.0, 21.0):
+        shutil.rmtree(evaluated, ignore_errors=True)
+        evaluated.mkdir(parents=True)
+        results = ResultsFile(evaluated)
+        results.repair()
+        results.append(*rows_of("clomp", [psnr], dataset="Set11", ratio=0.3))
+        table.write(experiments("full")["clomp_table2"], "full", [evaluated], tmp_path)
+        assert f"| {psnr:.2f} / 0.5000 (23.0" in (tmp_path / "table.md").read_text()
 
 
 def test_tables_tell_what_trainings_took_and_programs_measured(tmp_path: Path) -> None:

@@ -34,7 +34,11 @@ NAMES = {
     "ratio": "Sr",
     "sparse_rate": "Kr",
     "least_ratio": "least Sr",
-    "n": "n",
+    "added_gb": "added memory in GB",
+    "peak_mib": "peak memory in MiB",
+    "largest_batch": "largest batch",
+    "train/loss": "loss",
+    "val/psnr_10": "PSNR in dB",
 }
 
 

@@ -39,9 +39,22 @@ gc.disable()  # until all is imported, as the commands do
 def pytest_collection() -> Generator[None, object, object]:
     collected = yield
     gc.freeze()  # what was imported stays, and need not be searched again and again
+    gc.set_threshold(20_000)  # nor what tests make, at every 700th object
     atexit.register(gc.unfreeze)
     gc.enable()
+    _ask_the_driver()
     return collected
+
+
+def _ask_the_driver() -> None:
+    """Let torch ask the driver whether there is a GPU, where there is none.
+
+    Lightning has it ask NVML, which takes fifty times as long, so that a process that asked can still fork and use CUDA.
+    While torch records a graph it asks for every operation.
+    """
+    torch = sys.modules.get("torch")  # which the process that only distributes the tests does not import
+    if torch is not None and not torch.cuda.is_available():
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,7 +84,9 @@ def module_of(path: Path, name: str | None = None) -> ModuleType:
 def _fixed_seed() -> None:
     import torch  # not by the process that only distributes the tests
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # else `torch.manual_seed` takes the stack down, for when it will be
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture
@@ -109,7 +124,9 @@ def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # else `torch.manual_seed` takes the stack down, for when it will be
+        torch.cuda.manual_seed_all(0)
     blocks = ("DownBlock2D", "DownBlock2D"), ("UpBlock2D", "UpBlock2D")
     unet = UNet2DModel(
         16, 1, 1, down_block_types=blocks[0], up_block_types=blocks[1], block_out_channels=(8, 16),

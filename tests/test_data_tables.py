@@ -245,6 +245,7 @@ def test_very_wide_and_long_tables_take_seconds(tmp_path: Path, text: str) -> No
 
 def test_a_table_larger_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "memory_available", lambda: 1000)
+    monkeypatch.setattr(host_memory, "SMALL", 0)
     assert "needs about 0.0 GB of memory; there is about 0.0 GB" in refused(tmp_path, "1,2\n" * 1000)
 
 

@@ -301,6 +301,7 @@ def test_a_file_larger_than_the_memory(good: Path, tmp_path: Path, monkeypatch: 
     header, tensors = parts(good)
     write(tmp_path / "net.ckpt", header, tensors)
     monkeypatch.setattr("cs_models.host_memory.memory_available", lambda: 100)
+    monkeypatch.setattr("cs_models.host_memory.SMALL", 0)
     for path in (good, tmp_path / "net.ckpt"):
         with pytest.raises(UserError, match="of memory"):
             load_checkpoint(path)

@@ -142,6 +142,7 @@ def test_shapes_that_no_machine_holds(shape: str, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize("spec", ["block", "column", "pixel", "transform2d", "radial", "cartesian", "radon"])
 def test_operators_larger_than_the_memory(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cs_models.host_memory.memory_available", lambda: 10**6)
+    monkeypatch.setattr("cs_models.host_memory.SMALL", 0)
     with pytest.raises(UserError, match="of memory; there is"):
         make_operator(spec, 0.5, (200, 200))
 

@@ -145,9 +145,12 @@ def test_garbage_is_collected_again_after_an_import() -> None:
     assert gc.isenabled()
 
 
-def test_what_another_has_frozen_stays_frozen() -> None:
+def test_what_another_has_frozen_stays_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = gc.get_freeze_count()
     assert frozen  # by the start of the tests
+    (tmp_path / "of_this_test.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "of_this_test", raising=False)
     with importing():
-        pass
+        importlib.import_module("of_this_test")
     assert gc.get_freeze_count() == frozen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +23,15 @@ def importing() -> Iterator[None]:
     Nor is garbage looked for: imports make hardly any, and searching all that torch and Lightning define, again and
     again as it grows, takes a tenth of their import and more.
     """
-    collecting = gc.isenabled()
+    collecting, known = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         with _ending_at_once():
             yield
     finally:
         if collecting:
-            if not gc.get_freeze_count():  # else it would unfreeze what another has frozen
+            # Where nothing was imported, there is no reason to count what is frozen, which takes a while.
+            if len(sys.modules) > known and not gc.get_freeze_count():  # else what another has frozen would thaw
                 gc.freeze()
                 gc.unfreeze()  # both together make all of it old, which the next searches pass over
             gc.enable()

@@ -49,7 +49,7 @@ def pytest_collection() -> Generator[None, object, object]:
 def _ask_the_driver() -> None:
     """Let torch ask the driver whether there is a GPU, where there is none.
 
-    Lightning has it ask NVML, which takes fifty times as long, so that a process that asked can still fork and use CUDA.
+    Lightning has it ask NVML, which takes fifty times as long, so that a process can fork and use CUDA later.
     While torch records a graph it asks for every operation.
     """
     torch = sys.modules.get("torch")  # which the process that only distributes the tests does not import

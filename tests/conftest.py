@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cs_models.cli.allocator import keep_freed_memory
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -32,7 +34,8 @@ def _share_bytecode() -> None:
 
 
 _share_bytecode()
-gc.disable()  # until all is imported, as the commands do
+keep_freed_memory()  # as the commands do
+gc.disable()  # until all is imported, as they do too
 
 
 @pytest.hookimpl(wrapper=True)

@@ -156,7 +156,8 @@ def _run(program: str, words: list[str], out: Path, errors: Path, variables: Map
 def _become(variables: Mapping[str, str], folder: Path | str, streams: Sequence[int]) -> None:
     """Take over what a started process would have: variables, folder, standard output and error."""
     gc.freeze()  # to search what the server imported would copy all of its memory
-    gc.enable()  # after the imports of the server, as in tests
+    gc.set_threshold(20_000)  # as in tests
+    gc.enable()  # after the imports of the server
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)

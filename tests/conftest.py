@@ -65,6 +65,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # First, so that one process runs them all and is alone in starting a server that forks commands.
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "forked"))
     if not config.getoption("--experiments"):
         for item in items:
             if item.get_closest_marker("experiments"):

@@ -129,9 +129,7 @@ def tiny_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    torch.default_generator.manual_seed(0)
-    if torch.cuda.is_initialized():  # else `torch.manual_seed` takes the stack down, for when it will be
-        torch.cuda.manual_seed_all(0)
+    torch.manual_seed(0)
     blocks = ("DownBlock2D", "DownBlock2D"), ("UpBlock2D", "UpBlock2D")
     unet = UNet2DModel(
         16, 1, 1, down_block_types=blocks[0], up_block_types=blocks[1], block_out_channels=(8, 16),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ LAUNCHED_PREFIXES = ("TORCHELASTIC_", "SLURM_", "LSB_", "JSM_", "OMPI_", "PMI_",
 # What the first process leaves in that of the ones that Lightning starts for it, which run the same command.
 FIRST = "CS_MODELS_FIRST_PROCESS"
 SECONDS_BETWEEN_LOOKS = 1.0
+TERMINATED = 128 + signal.SIGTERM  # exit status of a training that SIGTERM ended
 
 
 def launched() -> bool:

@@ -26,13 +26,13 @@ class Network:
     Attributes:
         words: options of train.py.
         each_ratio: whether every ratio has a training of its own.
-        family: whose sizes a scale changes.
+        families: what a scale changes in it goes by these.
         settings: what a figure has on an axis, by name.
     """
 
     words: str
     each_ratio: bool = False
-    family: str = "unfolding"
+    families: tuple[str, ...] = ("unfolding",)
     settings: dict[str, float | str] = field(default_factory=dict)
 
 
@@ -99,7 +99,8 @@ def choose(wanted: str, networks: dict[str, Network]) -> Chosen:
 
 def at_scale(network: Network, scale: dict[str, Any], data_dir: str | None) -> Network:
     """The network with what a scale adds to its training."""
-    words = [network.words, scale["train"], scale.get("families", {}).get(network.family, "")]
+    known = scale.get("families", {})
+    words = [network.words, scale["train"], *(known.get(family, "") for family in network.families)]
     data = [] if data_dir is None else ["--data.data_dir", shlex.quote(data_dir)]
     return replace(network, words=" ".join(filter(None, [*words, *data])))
 

@@ -41,12 +41,17 @@ gc.disable()  # until all is imported, as they do too
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     collected = yield
-    gc.freeze()  # what was imported stays, and need not be searched again and again
-    gc.set_threshold(20_000)  # nor what tests make, at every 700th object
+    collect_rarely()
     atexit.register(gc.unfreeze)
-    gc.enable()
     _ask_the_driver()
     return collected
+
+
+def collect_rarely() -> None:
+    """Look for garbage again, now that all is imported."""
+    gc.freeze()  # what was imported stays; to search it takes long, and in a forked process copies all of its memory
+    gc.set_threshold(20_000)  # nor is there a search at every 700th object
+    gc.enable()
 
 
 def _ask_the_driver() -> None:

@@ -6,7 +6,6 @@ them runs nothing itself: no threads, no state, no accelerator. Windows cannot f
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import multiprocessing
@@ -23,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, collect_rarely
 
 MAINS = {
     "eval.py": "cs_models.cli.evaluate",
@@ -155,9 +154,7 @@ def _run(program: str, words: list[str], out: Path, errors: Path, variables: Map
 
 def _become(variables: Mapping[str, str], folder: Path | str, streams: Sequence[int]) -> None:
     """Take over what a started process would have: variables, folder, standard output and error."""
-    gc.freeze()  # to search what the server imported would copy all of its memory
-    gc.set_threshold(20_000)  # as in tests
-    gc.enable()  # after the imports of the server
+    collect_rarely()
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)

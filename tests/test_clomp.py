@@ -269,7 +269,7 @@ def test_settings_out_of_range_are_refused(arguments: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "epochs"), [({}, 90), ({"change_tolerance": 1e-7}, 82), ({"recipe": "released", "w_lv": 0.0}, 82)]
+    ("settings", "epochs"), [({}, 90), ({"change_tolerance": 1e-7}, 82), ({"recipe": "released"}, 82)]
 )
 def test_a_loss_that_repeats_itself_ends_only_the_released_training(settings: dict[str, Any], epochs: int) -> None:
     operator = make_operator("column", 0.3, (48, 48))

@@ -151,7 +151,7 @@ class Blur(MeasurementOperator):
         return self(y)
 
     def pinv(self, y: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # no method of these tests needs one
 
     def resized(self, height: int, width: int) -> Blur:
         return Blur((height, width), self.factor)

@@ -44,12 +44,10 @@ from cs_models.errors import (
     report,
     short_of_memory,
 )
-from cs_models.launched import ending_together, local_rank
+from cs_models.launched import TERMINATED, ending_together, local_rank
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
-
-TERMINATED = 128 + signal.SIGTERM  # exit status of a training that SIGTERM ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

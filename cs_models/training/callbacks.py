@@ -18,6 +18,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from safetensors import SafetensorError
 
+from cs_models.launched import TERMINATED
 from cs_models.locks import holding
 from cs_models.training.agreement import Agreement
 from cs_models.training.lightning import LightningTraining, NonFiniteLossError
@@ -162,7 +163,7 @@ class StopOnSigterm(pl.Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return  # gradients that wait for their step are in no checkpoint
         if self._agreement.any(self._told):
-            raise SIGTERMException(128 + signal.SIGTERM)
+            raise SIGTERMException(TERMINATED)
 
 
 class FaultReport(pl.Callback):

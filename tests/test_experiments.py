@@ -86,10 +86,15 @@ def python() -> Iterator[str]:
 def test_a_killed_workflow_goes_on_with_what_it_has(tmp_path: Path, python: str) -> None:
     """It is killed while it makes a table: nothing is evaluated twice, nobody has to unlock anything."""
     target, done = "tutorial_1d", tmp_path / "out/tiny/tutorial_1d"
-    with subprocess.Popen(
-        **command(tmp_path, "--", target), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as running:
-        while not (done / "evaluate/10/evaluated").exists():
+    printed = tmp_path / "printed"
+    with (
+        printed.open("w") as lines,
+        subprocess.Popen(
+            **command(tmp_path, "--", target), start_new_session=True, stdout=lines, stderr=lines
+        ) as running,
+    ):
+        # Not as soon as the mark of the evaluation is there: Snakemake notes after it that the evaluation has ended.
+        while "rule table" not in printed.read_text():
             assert running.poll() is None, "it has ended before it was killed"
             time.sleep(0.02)
         os.killpg(running.pid, signal.SIGKILL)

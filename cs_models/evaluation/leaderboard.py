@@ -82,8 +82,9 @@ def render(content: dict[str, Any]) -> str:
     Args:
         content: `tables`, of `Table` as dictionaries, and `notes`, paragraphs of text.
     """
-    parts = {name: (PARTS / f"leaderboard.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    page = parts["html"].replace("[style]", parts["css"].strip()).replace("[script]", parts["js"].strip())
+    files = ("leaderboard.html", "base.css", "leaderboard.css", "leaderboard.js")
+    page, base, style, script = ((PARTS / name).read_text(encoding="utf-8").strip() for name in files)
+    page = page.replace("[style]", f"{base}\n{style}").replace("[script]", script)
     # Last, for it may hold any text.
     return page.replace("[data]", to_json(content))
 

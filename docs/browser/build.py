@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from cs_models.errors import UserError, first_line, report
+from cs_models.evaluation.leaderboard import PARTS
 from cs_models.evaluation.operations import CountOperations
 from cs_models.files import replacing
 from cs_models.networks.unfolding.module import UnfoldingModule
@@ -291,7 +292,7 @@ def build(
         "tv": total_variation(),
     }
     parts = {
-        "style": (HERE / "page.css").read_text(encoding="utf-8"),
+        "style": "".join(path.read_text(encoding="utf-8") for path in (PARTS / "base.css", HERE / "page.css")),
         "index": json.dumps(index).replace("<", "\\u003c"),
         "pool": text(gzip.compress(planes(pool.content), mtime=0)),
         "wasm": text(gzip.compress(wasm, mtime=0)),

@@ -7,19 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from cs_models.errors import UserError
+from cs_models.metrics import psnr
 from cs_models.networks.invertible import V_MIN, InvertibleSequence
 from cs_models.networks.learned_sampling.csnet_plus import CSNetPlus, CSNetPlusConfig, CSNetPlusModule
-from cs_models.networks.learned_sampling.network import LearnedSamplingModule, LearnedSamplingNetwork
+from cs_models.networks.learned_sampling.network import LearnedSamplingModule, LearnedSamplingNetwork, learned_sampling
 from cs_models.networks.learned_sampling.opine_net import OPINENetConfig, OPINENetModule
 from cs_models.networks.learned_sampling.rk_ccsnet import ConvolvedBlocks, RKCCSNet, RKCCSNetConfig, RKCCSNetModule
 from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.operators import Sampling, adjoint_error, make_operator
 from cs_models.operators.learned import DenseBlocks, LearnedBlocks, ScaledSigns
 from cs_models.solvers.linear import PseudoInverse
+from cs_models.training.lightning import LightningTraining
 from cs_models.training.options import Training
 from cs_models.training.weights import save_checkpoint
 from cs_models.zoo.checkpoints import load_checkpoint
@@ -148,6 +152,27 @@ def test_opine_net_travels_with_its_matrix(tmp_path: Path) -> None:
     stranger = make_operator("block:8", 0.25, SIZE)
     with pytest.raises(UserError, match="takes no other operator"):
         loaded.reconstruct(stranger(torch.rand(1, 1, *SIZE)), stranger)
+
+
+@pytest.mark.parametrize("name", [*MODULES, "opine_net_plus"])
+def test_validation_measures_with_the_sampling_as_it_is(name: str) -> None:
+    """After some steps of the fused optimiser, and after a validation before them."""
+    module = (
+        MODULES[name]()
+        if name in MODULES
+        else OPINENetModule(OPINENetConfig(1, 4), UnfoldingTraining(Sampling((0.5,), block_size=8), learning_rate=0.01))
+    )
+    x = torch.rand(1, 1, *SIZE)
+    trainer = pl.Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=1,
+    )  # fmt: skip
+    batches = DataLoader(torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8), batch_size=2)
+    trainer.fit(LightningTraining(module), batches, DataLoader([(x, ["x"])], batch_size=None))
+    operator = learned_sampling(module.network).operator(SIZE)
+    assert torch.equal(module.default_operator(0.5, SIZE).matrix, operator.matrix)
+    expected = psnr(module.network.eval()(operator(x), operator).clamp(0, 1), x)
+    assert trainer.logged_metrics["val/psnr"] == pytest.approx(expected.item(), abs=1e-3)
 
 
 def test_starts() -> None:

@@ -14,7 +14,8 @@ T = TypeVar("T")
 class Remembered(Generic[T]):
     """A value that is computed from tensors, kept until one of them is replaced or changed in its place.
 
-    Of inference tensors torch counts no changes, so only their replacement is noticed. Copies begin without a value.
+    Of inference tensors torch counts no changes, so only their replacement is noticed. Nor does it count those of fused
+    optimisers, after which ``torch.autograd.graph.increment_version`` has to. Copies begin without a value.
     """
 
     def __init__(self) -> None:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 
@@ -200,6 +201,8 @@ class LightningTraining(pl.LightningModule):
 
     def _note_step(self, *_: Any) -> None:
         self._stepped = True
+        # torch does not count what fused optimisers change, and what is remembered of the weights would stay.
+        increment_version(list(self.method.network.parameters()))
 
     # Validation
 

@@ -28,12 +28,14 @@ class Network:
         each_ratio: whether every ratio has a training of its own.
         families: what a scale changes in it goes by these.
         settings: what a figure has on an axis, by name.
+        ratios: the only ones that it can be trained for, where it is not any.
     """
 
     words: str
     each_ratio: bool = False
     families: tuple[str, ...] = ("unfolding",)
     settings: dict[str, float | str] = field(default_factory=dict)
+    ratios: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Chosen:
     def label(self) -> str:
         """What tables call it."""
         return self.name if self.trained_at is None else f"{self.name}@{self.trained_at:g}"
+
+    def exists_at(self, ratio: float) -> bool:
+        """Whether there can be a network for a ratio."""
+        return self.network.ratios is None or self._ratio(ratio) in self.network.ratios
 
     def training(self, ratio: float) -> str:
         """The name of the training whose network is evaluated at a ratio."""

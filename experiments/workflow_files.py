@@ -94,12 +94,15 @@ class Experiment:
         return {
             one.training(ratio): shlex.join(shlex.split(one.words(ratio)))
             for ratio in self.ratios
-            for one in self.networks
+            for one in self._networks_at(ratio)
         }
 
     def networks_at(self, ratio: float) -> list[str]:
         """The trainings whose networks are evaluated at a ratio."""
-        return [one.training(ratio) for one in self.networks]
+        return [one.training(ratio) for one in self._networks_at(ratio)]
+
+    def _networks_at(self, ratio: float) -> list[Chosen]:
+        return [one for one in self.networks if one.exists_at(ratio)]
 
     def shown(self, method: str, ratio: float) -> str:
         """What tables call a method: a network by its name in the experiment, not by that of its training."""

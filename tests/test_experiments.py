@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from cs_models.cli.configs import with_configs_found
@@ -157,6 +158,20 @@ def test_trainings_are_commands_of_train_py(parser: Any) -> None:
                     if scale == "tiny":
                         assert config.trainer.max_steps == 1, name
     assert len(parsed) > len(SCALES)
+
+
+def test_networks_of_learned_sampling_exist_at_the_ratios_of_their_trainings(parser: Any) -> None:
+    trainings = {name: text for one in experiments("full").values() for name, text in one.trainings.items()}
+    built = set()
+    for name, text in trainings.items():
+        words = with_configs_found(shlex.split(text), "train")
+        if "learned_sampling" in Path(words[words.index("--config") + 1]).read_text():
+            config = parser.parse_args(words)
+            with torch.device("meta"):
+                parser.instantiate_classes(config)
+            built.add(name)
+    assert built >= {"opine_net_plus_10", "csnet_plus_10", "rk_ccsnet_50", "rk_ccsnet_wired_50"}
+    assert "rk_ccsnet_10" not in built
 
 
 def test_small_trainings_need_no_more_than_train400_and_t91() -> None:

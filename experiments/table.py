@@ -41,8 +41,9 @@ UNITS = {
     "seconds": "seconds",
     "images_per_second": "images a second",
     "peak_memory_mb": "memory on the GPU in MiB",
-    "macs": "multiply-adds",
+    "macs": "multiply-adds in billions",
 }
+BILLION = 1e9
 
 Key = tuple[str, str, float]
 """Method, data set and ratio, as the paper calls them."""
@@ -74,8 +75,8 @@ def table(experiment: Experiment, summaries: list[Summary], scale: str) -> tuple
             ]
             for column in experiment.columns
         ]
-        cell = " / ".join(_show(column, ours[column]) for column in experiment.columns)
-        beside = " / ".join(_show(column, value) for column, value in theirs.items() if column in ours)
+        cell = " / ".join(_in_page(column, ours[column]) for column in experiment.columns)
+        beside = " / ".join(_in_page(column, value) for column, value in theirs.items() if column in ours)
         cells[name, one.dataset][one.ratio] = f"{cell} ({beside})" if beside else cell
     units = " / ".join(UNITS.get(column, column) for column in experiment.columns)
     counts = {one.dataset: one.images for one in summaries}
@@ -168,6 +169,13 @@ def _key(experiment: Experiment, method: str, dataset: str, ratio: float) -> Key
 
 def _show(column: str, value: float | None) -> str:
     return "" if value is None else FORMATS.get(column, "{:g}").format(value)
+
+
+def _in_page(column: str, value: float | None) -> str:
+    """The same for a reader: in the unit of the page, and a dash for what was not measured."""
+    if value is None:
+        return "-"
+    return f"{value / BILLION:.3g}" if column == "macs" else _show(column, value)
 
 
 def write(experiment: Experiment, scale: str, folders: Sequence[Path], out: Path) -> None:

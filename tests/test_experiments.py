@@ -272,6 +272,10 @@ def test_the_papers_figures_stand_beside_ours() -> None:
     assert printed["rista_net_plus_3"] < printed["r_coast"]
     _, lines = table.table(full["recursion_table2"], summaries(("coast", {"parameters": 1_122_024})), "full")
     assert next(line[4] for line in lines if line[3] == "parameters") == "1122024"
+    costs = summaries(("idm_rgb", {"macs": 35_266_100_000, "seconds": 1.5, "parameters": 703_629}))
+    page, lines = table.table(full["idm_table4"], costs, "full")
+    assert "20.00 / 1.5 / 703629 / 35.3 / -" in page
+    assert next(line[4] for line in lines if line[3] == "macs") == "3.52661e+10"
     # Every method that a paper names has figures in it.
     for experiment in full.values():
         named = {method for method, _, _ in table.published(experiment)}

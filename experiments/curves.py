@@ -111,21 +111,28 @@ def _split(panel: Panel, folders: Sequence[Path]) -> list[Panel]:
     if panel.each is None:
         return [panel]
     found = values(read_lines(folders, panel.table, panel.where), panel.each)
-    name = NAMES.get(panel.each, panel.each)
     return [
         replace(
             panel,
             each=None,
             where=panel.where | {panel.each: one},
-            title=", ".join(filter(None, [panel.title, f"{name} = {one}" if is_number(one) else one])),
+            title=", ".join(filter(None, [panel.title, _named(panel.each, one)])),
         )
         for one in found
     ]
 
 
+def _named(column: str, value: str) -> str:
+    """A word as it is; a number with the name of its column."""
+    return f"{NAMES.get(column, column)} = {value}" if is_number(value) else value
+
+
 def _draw_curves(axes: Axes, panel: Panel, lines: list[Line]) -> None:
     words = [] if all(is_number(cell(line, panel.x)) for line in lines) else values(lines, panel.x)
-    for index, (names, group) in enumerate(grouped(lines, panel.by).items()):
+    groups = grouped(lines, panel.by)
+    if all(is_number(name) for names in groups for name in names):
+        groups = dict(sorted(groups.items(), key=lambda group: [float(name) for name in group[0]]))
+    for index, (names, group) in enumerate(groups.items()):
         points = {x: y for (x,), here in grouped(group, [panel.x]).items() if (y := mean(here, panel.y)) is not None}
         places = [(words.index(x) if words else float(x), y) for x, y in points.items()]
         axes.plot(
@@ -133,7 +140,7 @@ def _draw_curves(axes: Axes, panel: Panel, lines: list[Line]) -> None:
             marker=MARKERS[index % len(MARKERS)] if len(places) <= 40 else "",
             linestyle="" if panel.points else "-",
             markersize=4,
-            label=", ".join(names),
+            label=", ".join(map(_named, panel.by, names)),
         )
     if words:
         axes.set_xticks(range(len(words)), words, rotation=20, ha="right")

@@ -53,6 +53,12 @@ def test_every_value_of_a_column_has_a_panel_and_networks_their_names(runs: list
     assert hundred.lines[0].get_xdata().tolist() == [0.1, 0.5]
 
 
+def test_curves_of_numbers_are_in_their_order_and_say_what_they_are(runs: list[Path]) -> None:
+    (runs[0] / "sizes.csv").write_text("channels,stages,psnr\n32,5,21\n16,5,20\n128,5,22\n")
+    (axes,) = drawn([{"table": "sizes", "x": "stages", "y": "psnr", "by": ["channels"]}], runs)
+    assert [line.get_label() for line in axes.lines] == ["channels = 16", "channels = 32", "channels = 128"]
+
+
 def test_a_map_shows_how_often_one_contains_the_other(runs: list[Path]) -> None:
     panel = {"table": "scores", "x": "ratio", "y": "n", "value": "ssim", "where": {"method": "a"}}
     axes, *_ = drawn([panel | {"over": {"method": "b"}}], runs)

@@ -43,6 +43,11 @@ def experiments(scale: str) -> dict[str, Any]:
     return read_experiments(FOLDER, scale, None)
 
 
+def trainings(scale: str) -> dict[str, str]:
+    """The options of all trainings, by name; experiments share those that they have in common."""
+    return {name: text for one in experiments(scale).values() for name, text in one.trainings.items()}
+
+
 # The workflow
 
 
@@ -72,8 +77,7 @@ def test_every_table_and_figure_is_a_target(tmp_path: Path) -> None:
     tiny = experiments("tiny")
     files = {f"tiny/{name}/{file}" for name, one in tiny.items() for file in one.files}
     assert files <= set(re.findall(r"tiny/\w+/[\w.]+", planned))
-    shared = {name for one in tiny.values() for name in one.trainings}
-    assert int(re.search(r"^train +(\d+)$", planned, re.MULTILINE)[1]) == len(shared) < len(NAMES)
+    assert int(re.search(r"^train +(\d+)$", planned, re.MULTILINE)[1]) == len(trainings("tiny")) < len(NAMES)
 
 
 @pytest.fixture
@@ -146,24 +150,22 @@ def test_trainings_are_commands_of_train_py(parser: Any) -> None:
     """All options have names that exist; their values are of the right kind, where the experiments set them."""
     parsed: set[str] = set()
     for scale in SCALES:
-        for experiment in experiments(scale).values():
-            for name, text in experiment.trainings.items():
-                words = with_configs_found(shlex.split(text), "train")
-                check_spelling(["fit", *words])
-                # Values in files are trained with elsewhere; those of a scale are the same for a whole family.
-                own = re.sub(r"--config \S+|\d+", "", text)
-                if own not in parsed:
-                    parsed.add(own)
-                    config = parser.parse_args(words)
-                    if scale == "tiny":
-                        assert config.trainer.max_steps == 1, name
+        for name, text in trainings(scale).items():
+            words = with_configs_found(shlex.split(text), "train")
+            check_spelling(["fit", *words])
+            # Values in files are trained with elsewhere; those of a scale are the same for a whole family.
+            own = re.sub(r"--config \S+|\d+", "", text)
+            if own not in parsed:
+                parsed.add(own)
+                config = parser.parse_args(words)
+                if scale == "tiny":
+                    assert config.trainer.max_steps == 1, name
     assert len(parsed) > len(SCALES)
 
 
 def test_networks_of_learned_sampling_exist_at_the_ratios_of_their_trainings(parser: Any) -> None:
-    trainings = {name: text for one in experiments("full").values() for name, text in one.trainings.items()}
     built = set()
-    for name, text in trainings.items():
+    for name, text in trainings("full").items():
         words = with_configs_found(shlex.split(text), "train")
         if "learned_sampling" in Path(words[words.index("--config") + 1]).read_text():
             config = parser.parse_args(words)
@@ -175,8 +177,7 @@ def test_networks_of_learned_sampling_exist_at_the_ratios_of_their_trainings(par
 
 
 def test_small_trainings_need_no_more_than_train400_and_t91() -> None:
-    trainings = {name: text for one in experiments("small").values() for name, text in one.trainings.items()}
-    for name, text in trainings.items():
+    for name, text in trainings("small").items():
         words = with_configs_found(shlex.split(text), "train")
         files = [Path(file).read_text() for word, file in itertools.pairwise(words) if word == "--config"]
         sets = [yaml.safe_load(file).get("data", {}).get("train_sets") for file in files]

@@ -154,14 +154,14 @@ def test_opine_net_travels_with_its_matrix(tmp_path: Path) -> None:
         loaded.reconstruct(stranger(torch.rand(1, 1, *SIZE)), stranger)
 
 
-@pytest.mark.parametrize("name", [*MODULES, "opine_net_plus"])
-def test_validation_measures_with_the_sampling_as_it_is(name: str) -> None:
+def opine_net_plus() -> OPINENetModule:
+    return OPINENetModule(OPINENetConfig(1, 4), UnfoldingTraining(Sampling((0.5,), block_size=8), learning_rate=0.01))
+
+
+@pytest.mark.parametrize("make", [*MODULES.values(), opine_net_plus], ids=[*MODULES, "opine_net_plus"])
+def test_validation_measures_with_the_sampling_as_it_is(make: Callable[[], LearnedSamplingModule]) -> None:
     """After some steps of the fused optimiser, and after a validation before them."""
-    module = (
-        MODULES[name]()
-        if name in MODULES
-        else OPINENetModule(OPINENetConfig(1, 4), UnfoldingTraining(Sampling((0.5,), block_size=8), learning_rate=0.01))
-    )
+    module = make()
     x = torch.rand(1, 1, *SIZE)
     trainer = pl.Trainer(
         max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -1,4 +1,4 @@
-"""Everything to find out on the day a GPU is at hand, in one command of at most eight minutes.
+"""Everything to find out on the day a GPU is at hand, in one command of at most ten minutes.
 
 ``python benchmarks/gpu.py --out gpu.json`` writes a JSON file and beside it a Markdown table. With ``--golden
 golden.json --data_dir DIR`` the released weights are held against their golden figures too. ``--toy`` is the same at
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,11 @@ sys.path.insert(0, str(REPOSITORY))  # for the cases of the tests
 Facts = dict[str, Any]
 # Of each part its share of the time, in seconds.
 SECONDS = {
-    "device": 110, "figures": 60, "inference": 70, "training": 70, "idm": 60, "solvers": 60, "processes": 40
+    "device": 100, "figures": 90, "inference": 100, "training": 130, "idm": 90, "solvers": 40, "processes": 40
 }  # fmt: skip
 WORST_DB = {"fp32": 0.005, "bf16": 0.05}
+# After a few iterations a change of 1e-7 in the measurements has moved the result by a sixth: it chose other orthants.
+SENSITIVE = "method owlqn"
 
 
 def device_cases(options: argparse.Namespace) -> Iterator[Facts]:
@@ -53,26 +56,28 @@ def device_cases(options: argparse.Namespace) -> Iterator[Facts]:
             continue
         try:
             torch.manual_seed(0)
-            expected = case(torch.device("cpu")) if rehearsal.is_compared(name) else None
+            compared = rehearsal.is_compared(name) and not name.startswith(SENSITIVE)
+            expected = case(torch.device("cpu")) if compared else None
             torch.manual_seed(0)
             result = case(device)
             error = None if expected is None else rehearsal.difference(result, expected, device.type)
-            waits = count_waits(case, device)
+            waits = waits_of(case, device)
         except UserError:
             continue
         except Exception as problem:
-            error, waits = f"{type(problem).__name__}: {problem}".splitlines()[0], 0
+            error, waits = f"{type(problem).__name__}: {problem}".splitlines()[0], Counter()
         count += 1
         if error or waits:
-            yield {"case": name, "error": error, "waits": waits}
+            places = ", ".join(f"{place} ({times})" for place, times in waits.items())
+            yield {"case": name, "error": error, "waits": waits.total(), "places": places}
     yield {"cases": count}
 
 
-def count_waits(case: Callable[[torch.device], object], device: torch.device) -> int:
-    """How often a case makes the host wait for a GPU, as CUDA itself reports it."""
+def waits_of(case: Callable[[torch.device], object], device: torch.device) -> Counter[str]:
+    """Where a case makes the host wait for a GPU and how often, as CUDA itself reports it."""
     if device.type != "cuda":
         case(device)
-        return 0
+        return Counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -80,7 +85,8 @@ def count_waits(case: Callable[[torch.device], object], device: torch.device) ->
             case(device)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(warning.message) for warning in caught)
+    synchronizing = [warning for warning in caught if "synchronizing" in str(warning.message)]
+    return Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in synchronizing)
 
 
 def figures(options: argparse.Namespace) -> Iterator[Facts]:
@@ -108,10 +114,10 @@ def figures(options: argparse.Namespace) -> Iterator[Facts]:
 
 
 def shipped() -> list[str]:
-    """The networks of the zoo that have weights for a ratio of 10 %."""
+    """The networks of the zoo that have weights for a ratio of 10 %; last IDM, which takes long to compile."""
     from cs_models.zoo.methods import zoo_pairs
 
-    return [spec.text for spec, _ in zoo_pairs([0.1])]
+    return sorted((spec.text for spec, _ in zoo_pairs([0.1])), key=lambda name: name.startswith("idm"))
 
 
 def golden_figures(options: argparse.Namespace) -> Iterator[Facts]:
@@ -217,8 +223,8 @@ def processes(options: argparse.Namespace) -> Iterator[Facts]:
         words += ["--device", options.device, "--devices", str(devices), "--out", str(out)]
         words += ["--limit", "1"] if options.toy else []
         start = time.perf_counter()
-        ended = subprocess.run([sys.executable, "eval.py", *words], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-        yield {"devices": devices, "seconds": time.perf_counter() - start, "status": ended.returncode}
+        subprocess.run([sys.executable, "eval.py", *words], cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
+        yield {"devices": devices, "seconds": time.perf_counter() - start}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Facts]]] = {
@@ -242,7 +248,8 @@ def run_in_process(part: str, options: argparse.Namespace) -> Facts:
     words += ["--toy"] if options.toy else []
     if options.golden is not None:
         words += ["--golden", str(options.golden), "--data_dir", str(options.data_dir)]
-    start, environment = time.perf_counter(), os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    start, environment = time.perf_counter(), os.environ | {"PYTHONPATH": path}
     try:
         ended = subprocess.run(words, env=environment, timeout=options.patience * SECONDS[part])
         status = f"exit status {ended.returncode}" if ended.returncode else "whole"

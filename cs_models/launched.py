@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from cs_models.errors import LostProcessError, report
 
 # What torchrun, SLURM, LSF, MPI and `fabric run` leave in the environment of the processes that they start.
-LAUNCHED_NAMES = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE"}
-LAUNCHED_PREFIXES = ("TORCHELASTIC_", "SLURM_", "LSB_", "JSM_", "OMPI_", "PMI_", "PMIX_", "MV2_", "LT_")
+# Settings of MPI, as OMPI_ALLOW_RUN_AS_ROOT and OMPI_MCA_*, are no such thing: images of containers set them for all.
+LAUNCHED_NAMES = {
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE",
+    "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_SIZE",
+}  # fmt: skip
+LAUNCHED_PREFIXES = ("TORCHELASTIC_", "SLURM_", "LSB_", "JSM_", "LT_")
 # What the first process leaves in that of the ones that Lightning starts for it, which run the same command.
 FIRST = "CS_MODELS_FIRST_PROCESS"
 SECONDS_BETWEEN_LOOKS = 1.0

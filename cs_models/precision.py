@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import platform
 from collections.abc import Callable
@@ -44,6 +45,11 @@ def _onednn_may_use_bf16() -> bool:
 def usual_precision(device: torch.device) -> Literal["bf16", "fp32"]:
     """The precision that networks run in by default: "bf16" where the device computes in it natively, else "fp32"."""
     return "bf16" if computes_bf16(device) else "fp32"
+
+
+def is_no_tf32_advice(record: logging.LogRecord) -> bool:
+    """A filter for Lightning's loggers, whose advice to allow TF32 is for programs and not for their users."""
+    return "Tensor Cores" not in record.getMessage()
 
 
 def forbid_tf32() -> None:

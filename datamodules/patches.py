@@ -299,7 +299,7 @@ class PatchDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             multiprocessing_context=_start_method(self.num_workers),
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._pins(),
             worker_init_fn=_ignore_stop_signals,
             generator=torch.Generator(),  # so that starting an epoch takes nothing from the global random state
         )
@@ -324,7 +324,7 @@ class PatchDataModule(pl.LightningDataModule):
         share = Subset(images, indices)
         # The sampler goes through the whole share; its class keeps Lightning from sharing once more.
         sampler: DistributedSampler[int] = DistributedSampler(share, num_replicas=1, rank=0, shuffle=False)
-        return DataLoader(share, batch_size=None, sampler=sampler, pin_memory=torch.cuda.is_available())
+        return DataLoader(share, batch_size=None, sampler=sampler, pin_memory=self._pins())
 
     def _validation_side(self) -> int | None:
         """The side of square validation images whose work is `validation_share` of that of training between them."""
@@ -340,6 +340,12 @@ class PatchDataModule(pl.LightningDataModule):
         trained = 3 * batches * self.batch_size * pixels * self.trainer.world_size
         images = sum(map(len, self._validation))
         return max(SMALLEST_VALIDATION, math.isqrt(int(self.validation_share * trained / (images * ratios))))
+
+    def _pins(self) -> bool:
+        """Whether batches go to a GPU; pinning them for a training on the CPU would start CUDA for nothing."""
+        if self.trainer is None:
+            return torch.cuda.is_available()
+        return self.trainer.strategy.root_device.type == "cuda"
 
     def _place(self) -> tuple[int, int]:
         """Rank of this process and number of processes."""

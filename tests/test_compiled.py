@@ -72,6 +72,7 @@ def test_training_steps_share_graphs(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="older ones count the graphs of all blocks together, to eight")
 def test_blocks_of_idm_are_graphs() -> None:
     """Its U-Net has blocks of many shapes; further steps and other sizes need no more graphs."""
     counts = compared("idm invertible=both", "eager", SIZES[:3])

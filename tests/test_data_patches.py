@@ -147,11 +147,24 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, images: list[npt.NDAr
 
 
 class Place:
-    """As much of a Trainer as says which process this is."""
+    """As much of a Trainer as says which process this is, and on what."""
 
-    def __init__(self, global_rank: int, world_size: int) -> None:
+    def __init__(self, global_rank: int, world_size: int, device: str = "cpu") -> None:
         self.global_rank, self.world_size = global_rank, world_size
         self.state = SimpleNamespace(fn="validate")
+        self.strategy = SimpleNamespace(root_device=torch.device(device))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_are_pinned_for_a_gpu_alone(
+    tmp_path: Path, images: list[npt.NDArray[np.uint8]], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training on the CPU of a machine with a GPU leaves CUDA alone: a forked process could not begin it anew."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    module = make(tmp_path)
+    module.trainer = Place(0, 1, device)  # type: ignore[assignment]
+    loaders = module.train_dataloader(), module.val_dataloader()
+    assert [loader.pin_memory for loader in loaders] == [device == "cuda"] * 2  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -312,6 +325,7 @@ def test_validation_takes_a_share_of_the_work_at_most(tmp_path: Path, options: d
     trainer = SimpleNamespace(
         state=SimpleNamespace(fn="fit"), lightning_module=SimpleNamespace(options=sampling), max_steps=-1,
         check_val_every_n_epoch=1, world_size=1, global_rank=0,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )  # fmt: skip
     module.trainer = trainer  # type: ignore[assignment]
     image, _ = next(iter(module.val_dataloader()))

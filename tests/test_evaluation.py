@@ -231,7 +231,9 @@ def test_both_processes_end_when_one_is_killed(rank: int, tmp_path: Path) -> Non
     printed = read_to_the_end(errors, 60)
     assert len(list(read_rows(path))) < 16
     assert "Traceback" not in printed
-    assert ("first process of this run ended" in printed) == (rank == 0)
+    # The others also notice when they next wait for the first one, which may be sooner.
+    assert "process of this run ended" in printed
+    assert rank == 0 or "first process of this run ended" not in printed
 
 
 def read_to_the_end(pipe: int, seconds: float) -> str:

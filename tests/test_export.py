@@ -20,6 +20,8 @@ from cs_models.zoo.methods import load, zoo
 from datamodules.catalog import load_set
 from tests.test_networks import NETWORKS as SMALL
 
+pytestmark = pytest.mark.skipif(torch.__version__ < exporting.OLDEST_TORCH, reason="export needs a newer torch")
+
 NETWORKS = sorted(name for name in zoo() if not name.startswith("idm"))
 
 
@@ -112,6 +114,12 @@ def test_mistakes_are_one_line(
     assert command(["export", *words.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_an_old_torch_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(exporting, "OLDEST_TORCH", (99, 1))
+    assert command(["export", "r_coast", "--ratio", "0.1", "--out", "a.onnx"]) == 2
+    assert capsys.readouterr().err.startswith("error: export needs torch 99.1 or newer, and this is ")
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

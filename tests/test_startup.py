@@ -117,6 +117,7 @@ def test_training_imports_what_it_needs() -> None:
     [
         ({}, False), ({"RANK": "0"}, True), ({"SLURM_NTASKS": "2"}, True), ({"LOCAL_RANK": "1"}, True),
         ({"LT_DEVICES": "2"}, True), ({"OMPI_COMM_WORLD_SIZE": "2"}, True), ({"SLURMY": "1", "PRANK": "1"}, False),
+        ({"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_MCA_btl": "self", "MV2_DEBUG": "1"}, False), ({"PMI_RANK": "0"}, True),
     ],
 )  # fmt: skip
 def test_a_launcher_is_seen(environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from cs_models.cli.configs import renamed
 from cs_models.cli.training_checks import check_together, check_trainer
 from cs_models.errors import UserError, find_cause, first_line
 from cs_models.locks import holding, is_lock
+from cs_models.precision import is_no_tf32_advice
 from cs_models.settings import check_range
 from cs_models.training.callbacks import ExportCheckpoint, FaultReport, FolderLock, LogConfig, StopOnSigterm, Throughput
 from cs_models.training.checkpoint_io import TrainingCheckpoint
@@ -41,7 +42,8 @@ def run(words: Sequence[str] | None) -> LightningCLI:
         UserError: for wrong data or settings.
         jsonargparse.ArgumentError: for arguments or YAML keys that do not parse.
     """
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_tells_of_this_training)
+    for keeps in (_tells_of_this_training, is_no_tf32_advice):
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(keeps)
     # `main` hands over the words of the command line, in which names of configurations have been resolved.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
     # Lightning's own use of torch, which nobody who trains can change.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +12,7 @@ import torch
 
 from cs_models.errors import UserError, first_line
 from cs_models.launched import launched, local_rank
+from cs_models.precision import is_no_tf32_advice
 
 
 class Processes(Protocol):
@@ -63,6 +65,7 @@ def processes(device: torch.device, count: int) -> Processes:
 
     # A process that has finished waits for the others, which may take hours more, at the end. All that they exchange is
     # which rows were asked for, from host to host: Gloo notices at once that a process is gone, NCCL after the timeout.
+    logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(is_no_tf32_advice)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=7)) if count > 1 else "auto"
     try:
         return Fabric(accelerator=device.type, strategy=strategy, devices=count)

@@ -160,7 +160,7 @@ class L1Solver(ConvexSolver):
             threshold = weight * radial_frequency(operator.image_size, y.real)
         elif self.intercept:
             threshold = y.real.new_full(operator.image_size, weight)
-            threshold[0, 0] = 0
+            threshold[:1, :1].fill_(0)
         transform = make_transform(self.transform)
         height, width = operator.image_size
         if isinstance(transform, BlockDCT2d) and (height % transform.block_size or width % transform.block_size):

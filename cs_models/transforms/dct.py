@@ -150,7 +150,7 @@ def _twiddle(x: Tensor, n: int) -> Tensor:
     """``sqrt(2 / n) exp(-i pi k / 2n)`` for k = 0 .. n/2, the first divided by sqrt(2)."""
     k = torch.arange(n // 2 + 1, dtype=x.dtype, device=x.device)
     scale = torch.full_like(k, math.sqrt(2 / n))
-    scale[0] = math.sqrt(1 / n)
+    scale[:1].fill_(math.sqrt(1 / n))  # an item is set by a copy from the host, which waits for a GPU
     return torch.polar(scale, -math.pi / (2 * n) * k)
 
 

@@ -7,6 +7,7 @@ own format.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import sys
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".onnx", ".pt2")
 # What torch.onnx needs beside torch.
 PACKAGES = ("onnx", "onnxscript")
+# Older ones cannot trace sizes that are themselves inputs.
+OLDEST_TORCH = 2, 13
 # Names of what goes in and comes out, by graph.
 NAMES = {"measure": (["x"], ["y"]), "reconstruct": (["y", "size"], ["x"])}
 
@@ -89,6 +92,10 @@ def export(name: str, ratio: float, out: str | Path, operator: str | None = None
 
 def check_output(path: Path) -> None:
     """Raise UserError unless a file of this suffix can be written with what is installed."""
+    torch = importlib.metadata.version("torch")
+    if tuple(int(part) for part in torch.split(".")[:2]) < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        raise UserError(f"export needs torch {needed} or newer, and this is {torch}: pip install 'torch>={needed}'")
     if path.suffix not in SUFFIXES:
         raise UserError(f"cannot export to '{path}'; name a file that ends in .onnx, or in .pt2 for torch's own format")
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]

@@ -111,4 +111,4 @@ class CSNetPlusModule(LearnedSamplingModule):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         final, initial = self.network.estimates(y, operator)
-        return (F.mse_loss(final.float(), x) + F.mse_loss(initial, x)) / 2
+        return (F.mse_loss(final.to(x.dtype), x) + F.mse_loss(initial, x)) / 2

@@ -95,7 +95,8 @@ class KillWorker(pl.Callback):
     """SIGKILL to a data worker, as a machine out of memory does."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        multiprocessing.active_children()[0].kill()
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
 
 def callback(cls: type[pl.Callback], **settings: Any) -> list[str]:

@@ -56,6 +56,8 @@ def run(words: Sequence[str] | None) -> LightningCLI:
     warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`")
     # One image at a time is validated, read from disk; more processes would not help.
     warnings.filterwarnings("ignore", r".*does not have many workers")
+    # Who names no validation set means it.
+    warnings.filterwarnings("ignore", r"Total length of `list` across ranks is zero")
     # The data module counts the batches that it delivered, and goes on after them.
     warnings.filterwarnings("ignore", r"You're resuming from a checkpoint that ended before the epoch ended")
     set_loader("yaml", _load_renamed, exceptions=(yaml.YAMLError,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,29 @@ def test_several_devices_and_launched_processes_are_fabrics(monkeypatch: pytest.
     assert isinstance(processes.processes(cpu, 2), Fabric)
     monkeypatch.setattr("os.environ", {"LT_PRECISION": "32"})
     assert isinstance(processes.processes(cpu, 1), Fabric)
+
+
+def test_lightnings_advice_on_tf32_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+    from lightning_fabric.accelerators import cuda
+    from lightning_utilities.core import rank_zero
+
+    name = "lightning_fabric.utilities.rank_zero"
+    monkeypatch.setattr(rank_zero, "log", logging.getLogger(name))
+    monkeypatch.setattr(rank_zero.log, "filters", [])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a GPU")
+    advise = cuda._check_cuda_matmul_precision.__wrapped__
+    with caplog.at_level(logging.INFO, name):
+        advise(torch.device("cuda"))
+        assert "Tensor Cores" in caplog.text
+        caplog.clear()
+        processes.processes(torch.device("cpu"), 2)
+        advise(torch.device("cuda"))
+    assert not caplog.text
 
 
 def test_garbage_is_collected_again_after_an_import() -> None:

@@ -63,9 +63,9 @@ def processes(device: torch.device, count: int) -> Processes:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
+    logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(is_no_tf32_advice)
     # A process that has finished waits for the others, which may take hours more, at the end. All that they exchange is
     # which rows were asked for, from host to host: Gloo notices at once that a process is gone, NCCL after the timeout.
-    logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(is_no_tf32_advice)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=7)) if count > 1 else "auto"
     try:
         return Fabric(accelerator=device.type, strategy=strategy, devices=count)

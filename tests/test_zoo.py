@@ -92,7 +92,7 @@ def test_add_ships_a_training_without_the_machines_paths(tmp_path: Path) -> None
         write_cards([_results_of(tmp_path)], shelf)
 
 
-def test_figures_stand_beside_those_of_released_weights(tmp_path: Path) -> None:
+def test_figures_stand_beside_those_of_released_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shelf = tmp_path / "zoo"
     shelf.mkdir()
     for path in ZOO.glob("r_coast.*"):
@@ -101,6 +101,7 @@ def test_figures_stand_beside_those_of_released_weights(tmp_path: Path) -> None:
         ("ours", "r_coast", {"seconds": 0.25}),
         ("theirs", "a/r_coast_5x4.safetensors", {"provenance": "released"}),
         ("theirs", "a/r_coaster.safetensors", {"provenance": "released"}),
+        ("others", "r_coast", {"ratio": 0.3}),
     ):
         (tmp_path / folder).mkdir(exist_ok=True)
         table = ResultsFile(tmp_path / folder)
@@ -111,8 +112,11 @@ def test_figures_stand_beside_those_of_released_weights(tmp_path: Path) -> None:
         write_cards([tmp_path / "ours"], shelf, released)
         (figure,) = read_figures(shelf / "results.csv")
         assert (figure.psnr_db, figure.released_psnr_db, figure.seconds) == (28.0, expected, 0.25)
+    assert not caplog.text
     text = (shelf / "README.md").read_text()
     assert "281,674 parameters, 1,121,914 multiply-adds per pixel" in text
+    write_cards([tmp_path / "others"], shelf)
+    assert f"lost what these folders lack: r_coast on {figure.dataset} at 0.1" in caplog.text
 
 
 def _results_of(folder: Path) -> Path:

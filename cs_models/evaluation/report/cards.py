@@ -10,6 +10,7 @@ with ``--released OUT3`` they stand beside those of the authors' weights, which 
 from __future__ import annotations
 
 import csv
+import logging
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,6 +76,7 @@ class Figures:
         return self.method, self.dataset, self.ratio, self.images
 
 
+logger = logging.getLogger(__name__)
 COLUMNS = tuple(field.name for field in fields(Figures))
 
 
@@ -124,7 +126,8 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO, released: Path | No
 
     Args:
         folders: results folders of `eval.py`; where they disagree the last one counts. Networks that are in none of
-            them keep their lines of the present ``results.csv``.
+            them keep their lines of the present ``results.csv``; the others lose, with a warning, what is in none of
+            them, since their weights may be new.
         folder: the zoo.
         released: results folder with figures of released weights; without it those of ``results.csv`` stay.
 
@@ -136,6 +139,11 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO, released: Path | No
     measured = [column for column in COLUMNS if column != "released_psnr_db"]
     found = [Figures(**{column: getattr(summary, column) for column in measured}) for summary in summarise(rows)]
     fresh, before = {one.method for one in found}, read_figures(folder / RESULTS.name)
+    again = {one.compared for one in found}
+    lost = [one for one in before if one.method in fresh and one.compared not in again]
+    if lost:
+        places = ", ".join(f"{one.method} on {one.dataset} at {one.ratio:g}" for one in lost)
+        logger.warning("%s lost what these folders lack: %s", RESULTS.name, places)
     found += [one for one in before if one.method not in fresh]
     if released is None:
         theirs = {one.compared: one.released_psnr_db for one in before}

@@ -141,9 +141,6 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO, released: Path | No
     fresh, before = {one.method for one in found}, read_figures(folder / RESULTS.name)
     again = {one.compared for one in found}
     lost = [one for one in before if one.method in fresh and one.compared not in again]
-    if lost:
-        places = ", ".join(f"{one.method} on {one.dataset} at {one.ratio:g}" for one in lost)
-        logger.warning("%s lost what these folders lack: %s", RESULTS.name, places)
     found += [one for one in before if one.method not in fresh]
     if released is None:
         theirs = {one.compared: one.released_psnr_db for one in before}
@@ -156,6 +153,9 @@ def write_cards(folders: Sequence[Path], folder: Path = ZOO, released: Path | No
     by_network = {name: [one for one in found if one.method == name] for name in names}
     lines = [[to_text(value) for value in astuple(one)] for figures in by_network.values() for one in figures]
     write_table(folder / RESULTS.name, COLUMNS, lines)
+    if lost:
+        places = ", ".join(f"{one.method} on {one.dataset} at {one.ratio:g}" for one in lost)
+        logger.warning("%s lost what these folders lack: %s", RESULTS.name, places)
     cards = [card(name, files, by_network[name]) for name, files in names.items()]
     draw_training(names, folder / "training.png")
     path = folder / "README.md"

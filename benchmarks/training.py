@@ -1,9 +1,10 @@
 """What a training step costs: bfloat16, channels_last and torch.compile against eager float32 in NCHW order.
 
 ``python benchmarks/training.py r_coast ista_net_pp`` at batch 64 of 33x33. A step is everything: crops, measurement,
-loss, gradients, Adam. "outside" is the share of the step before the network starts and after its gradients are there;
-"share of peak" compares the convolutions with plain ones with gradients in the same precision; "hours" is what the
-published training would take. All alternatives run in turns in one process.
+loss, gradients, Adam. "recorded" is `training.cuda_graphs`, on GPUs and for networks that take any operator. "outside"
+is the share of the step before the network starts and after its gradients are there; "share of peak" compares the
+convolutions with plain ones with gradients in the same precision; "hours" is what the published training would take.
+All alternatives run in turns in one process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.networks.unfolding.scnet import SCNetModule
 from cs_models.networks.unfolding.sodas_net import SODASNetConfig, SODASNetModule
 from cs_models.operators import Sampling
+from cs_models.operators.base import MatrixOperator
 from cs_models.training.module import ReconstructionModule
+from cs_models.training.step_graphs import StepGraphs
 from datamodules.patches import PatchDataModule
 
 COLUMNS = ("network", "alternative", "milliseconds", "times faster", "patches/s", "outside", "share of peak", "hours")
@@ -62,6 +65,7 @@ class Step:
         precision: torch.dtype,
         memory_format: torch.memory_format,
         compiled: bool,
+        recorded: bool,
         batch_size: int,
     ) -> None:
         torch.manual_seed(0)
@@ -75,6 +79,13 @@ class Step:
         data.setup("fit")
         self.batches = iter(data.train_dataloader())
         self.outside: list[float] = []
+        self.graphs: StepGraphs | None = None
+        if recorded:
+            with self._autocast():
+                self.graphs = StepGraphs(self.module, data.training_patches(batch_size).to(device).float() / 255)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def __call__(self) -> None:
         start = time.perf_counter()
@@ -83,8 +94,12 @@ class Step:
         y = operator.measure(x)
         synchronize(self.device)
         before = time.perf_counter()
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            loss = self.module.training_loss(x, y, operator)
+        if self.graphs is not None:
+            assert isinstance(operator, MatrixOperator)
+            loss = self.graphs.loss(x, y, operator)
+        else:
+            with self._autocast():
+                loss = self.module.training_loss(x, y, operator)
         loss.backward()
         synchronize(self.device)
         after = time.perf_counter()
@@ -98,8 +113,10 @@ class Step:
 def lines_of(name: str, options: argparse.Namespace, device: torch.device) -> list[list[str]]:
     """Every alternative of one network."""
 
-    def way(precision: torch.dtype, memory_format: torch.memory_format, compiled: bool = False) -> Step:
-        return Step(name, device, precision, memory_format, compiled, options.batch_size)
+    def way(
+        precision: torch.dtype, memory_format: torch.memory_format, compiled: bool = False, recorded: bool = False
+    ) -> Step:
+        return Step(name, device, precision, memory_format, compiled, recorded, options.batch_size)
 
     ways = {
         BASELINE: way(torch.float32, torch.contiguous_format),
@@ -108,6 +125,10 @@ def lines_of(name: str, options: argparse.Namespace, device: torch.device) -> li
     }
     if options.compile:
         ways["bf16 compiled"] = way(torch.bfloat16, torch.channels_last, compiled=True)
+    if device.type == "cuda" and ways["bf16"].module.any_operator:
+        ways["bf16 recorded"] = way(torch.bfloat16, torch.channels_last, recorded=True)
+        if options.compile:
+            ways["bf16 both"] = way(torch.bfloat16, torch.channels_last, compiled=True, recorded=True)
     pixels = options.batch_size * 33 * 33
     peaks = {
         "fp32": convolutions(device, torch.float32, pixels, backward=True),

@@ -284,7 +284,8 @@ def test_resumed_training_equals_uninterrupted(tiny_images: Path, tmp_path: Path
     """Optimiser, schedule, moving average, data, operators and recursion go on where the checkpoint left them."""
     config = REPOSITORY / "configs/train/r_coast.yaml"
     options = [*SMALL, "--config", str(REPOSITORY / "configs/train/override/cpu.yaml"), "--data.crop_size=33",
-               "--checkpoint.every_n_train_steps=3", "--checkpoint.save_top_k=-1"]  # fmt: skip
+               "--model.init_args.training.optimizer=muon", "--checkpoint.every_n_train_steps=3",
+               "--checkpoint.save_top_k=-1"]  # fmt: skip
     whole = fit(config, tiny_images, tmp_path / "whole", *options, max_steps="5", batches_per_epoch="4")
     (middle,) = (whole / "checkpoints").glob("*step=3.ckpt")
     resumed = fit(

@@ -18,12 +18,15 @@ from cs_models.errors import UserError
 from cs_models.metrics import psnr, ssim
 from cs_models.operators import MeasurementOperator
 from cs_models.operators.bank import mix
+from cs_models.operators.base import MatrixOperator
 from cs_models.precision import forbid_tf32
 from cs_models.training.agreement import Agreement, HostCopy
 from cs_models.training.module import ReconstructionModule
+from cs_models.training.muon import Muon
 from cs_models.training.options import OPTIMISER_SETTINGS, Training
 from cs_models.training.panels import log_panel
 from cs_models.training.sharding import gather, release, shard
+from cs_models.training.step_graphs import StepGraphs
 from cs_models.training.supervision import unsupervised_loss
 
 SMALLEST_LOSS = 1e-12  # whose logarithm is still taken; 120 dB for a squared error
@@ -69,6 +72,7 @@ class LightningTraining(pl.LightningModule):
         self._stepped = False
         self._loss: HostCopy | None = None
         self._agreement: Agreement | None = None
+        self._graphs: StepGraphs | None = None
         self._schedule_steps: int | None = None
         self._resumed_schedule_steps: int | None = None
         self._resumed_training: dict[str, Any] = {}
@@ -99,6 +103,33 @@ class LightningTraining(pl.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             self.method.prepare(datamodule.training_patches)
+        if self.options.cuda_graphs:
+            self._record_steps(datamodule)
+
+    def _record_steps(self, datamodule: Any) -> None:
+        """Record training steps of this training's batches.
+
+        Here and not at the first step: data loaders start threads then, whose calls a recording does not tolerate.
+        """
+        self._check_recordable(datamodule)
+        x = datamodule.training_patches(datamodule.batch_size).to(self.device).float() / 255
+        with self.trainer.precision_plugin.forward_context():
+            self._graphs = StepGraphs(self.method, x)
+
+    def _check_recordable(self, datamodule: Any) -> None:
+        """Raise UserError where a recording cannot stand for the steps."""
+        if datamodule is None or self.measured is not None:
+            raise UserError("training.cuda_graphs is for batches of images of a PatchDataModule; set it false")
+        if self.trainer.accumulate_grad_batches > 1 or isinstance(self.method.network, FSDPModule):
+            raise UserError(
+                "training.cuda_graphs holds the gradients of one batch and whole weights: it goes with "
+                "trainer.accumulate_grad_batches 1, and not with the strategy FSDP"
+            )
+        if self.device.type != "cuda":
+            raise UserError(
+                f"training.cuda_graphs records kernels of a CUDA GPU, and this training runs on {self.device.type}; "
+                "set it false"
+            )
 
     # Steps
 
@@ -117,7 +148,10 @@ class LightningTraining(pl.LightningModule):
             x = batch.float() / 255
             operator = self.method.training_operator((x.shape[-2], x.shape[-1]), self.global_step, self.device)
             y = operator.measure(x, generator)
-        if self.options.supervision == "ground_truth":
+        if self._graphs is not None:
+            assert isinstance(operator, MatrixOperator)
+            loss = self._graphs.loss(x, y, operator)
+        elif self.options.supervision == "ground_truth":
             loss = self.method.training_loss(x, y, operator, self.global_step, generator)
         else:
             loss = unsupervised_loss(self.method, y, operator, self.global_step, generator)
@@ -254,12 +288,7 @@ class LightningTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         options = self.options
-        optimizer = torch.optim.AdamW(
-            self.method.network.parameters(),
-            options.learning_rate,
-            weight_decay=options.weight_decay,
-            fused=not self._scaled,
-        )
+        optimizer = self._optimizer()
         # A scaler that finds an overflow does not call the optimiser, and tells nobody.
         optimizer.register_step_post_hook(self._note_step)
         if options.schedule == "constant":
@@ -270,6 +299,16 @@ class LightningTraining(pl.LightningModule):
         self._schedule_steps = int(steps)
         scheduler = _scheduler(optimizer, options, self._schedule_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        options, weights = self.options, self.method.network.parameters()
+        if options.optimizer == "muon":
+            if isinstance(self.method.network, FSDPModule):
+                raise UserError("training.optimizer muon needs whole matrices, not their shards; take adam under FSDP")
+            return Muon(weights, options.learning_rate, options.weight_decay, fused=not self._scaled)
+        return torch.optim.AdamW(
+            weights, options.learning_rate, weight_decay=options.weight_decay, fused=not self._scaled
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["cs_models"] = self.method.header()
@@ -297,7 +336,9 @@ class LightningTraining(pl.LightningModule):
             UserError: if they differ, or the schedule of the checkpoint ends at another step.
         """
         for key in OPTIMISER_SETTINGS if self._resumed_training else ():
-            before, now = self._resumed_training.get(key), json.loads(json.dumps(getattr(self.options, key)))
+            # A checkpoint of before there was a choice made the one that is now the default.
+            before = self._resumed_training.get(key, getattr(Training, key))
+            now = json.loads(json.dumps(getattr(self.options, key)))
             if before != now:
                 raise UserError(
                     f"the checkpoint was trained with {key} = {before}, which holds until its end, this run asks for "

@@ -77,6 +77,11 @@ class ReconstructionModule(nn.Module, Reconstructor):
                 f"{self.name} cannot be trained by training.supervision {training.supervision}, which is for networks "
                 "that take any operator: SCNet, COAST, R-COAST and ISTA-Net++"
             )
+        if training.cuda_graphs and not self.any_operator:
+            raise UserError(
+                f"{self.name} cannot be trained with training.cuda_graphs, for networks that take any operator: "
+                "SCNet, COAST, R-COAST and ISTA-Net++"
+            )
         self.network = net.to(memory_format=torch.channels_last)
         self.config = config
         self.training_options = training

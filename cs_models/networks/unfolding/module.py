@@ -36,6 +36,8 @@ class UnfoldingTraining(Training):
         super().__post_init__()
         if self.loss_on == "all" and self.supervision != "ground_truth":
             raise UserError(f"training.supervision {self.supervision} looks at the last iteration; set loss_on final")
+        if self.random_iterations and self.cuda_graphs:
+            raise UserError("training.cuda_graphs repeats one schedule; set random_iterations or cuda_graphs false")
 
 
 class UnfoldingModule(ReconstructionModule):

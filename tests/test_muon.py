@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Literal
+
 import pytest
 import torch
 from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor, nn
 
+from cs_models.errors import UserError
+from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
+from cs_models.networks.unfolding.module import UnfoldingTraining
+from cs_models.training.lightning import LightningTraining
 from cs_models.training.muon import QUINTIC, Muon, is_matrix, orthogonal
 
 
@@ -87,3 +94,20 @@ def test_schedules_reach_every_weight() -> None:
     before = [weight.detach().clone() for weight in ours]
     step(muon, ours, 2)
     assert all(torch.equal(*pair) for pair in zip(ours, before, strict=True))
+
+
+def test_shards_of_matrices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = LightningTraining(COASTModule(COASTConfig(1, 4), UnfoldingTraining(optimizer="muon")))
+    monkeypatch.setattr("cs_models.training.lightning.FSDPModule", nn.Module)
+    with pytest.raises(UserError, match="needs whole matrices"):
+        training.configure_optimizers()
+
+
+@pytest.mark.parametrize(("now", "expected"), [("adam", None), ("muon", "optimizer = adam, which holds until its end")])
+def test_checkpoints_of_before_the_choice_have_adam(now: Literal["adam", "muon"], expected: str | None) -> None:
+    training = LightningTraining(COASTModule(COASTConfig(1, 4), UnfoldingTraining(optimizer=now)))
+    header = training.method.header()
+    del header["training"]["optimizer"]
+    training.on_load_checkpoint({"cs_models": header})
+    with nullcontext() if expected is None else pytest.raises(UserError, match=expected):
+        training.on_train_start()

@@ -24,6 +24,9 @@ from cs_models.precision import no_tf32
 from cs_models.transforms.dct import dct_matrix
 
 Start = Literal["gaussian", "signs", "dct"]
+# Of the weights that `NestedRows` makes orthonormal. The shorter they are, the further a step of training turns them:
+# rows that turn by some hundredths in a step learn, and rows that turn by thousandths stay where they start.
+ROW_LENGTH = 0.15
 
 
 class LearnedBlocks(nn.Module, ABC):
@@ -148,7 +151,7 @@ class NestedRows(LearnedBlocks):
 
     Attributes:
         ratio: the largest one.
-        weight: W ``(M, B^2)``, with entries near 1, so that a step of Adam is a small part of them.
+        weight: W ``(M, B^2)``, with rows of length `ROW_LENGTH`.
     """
 
     def __init__(self, ratio: float, block_size: int) -> None:
@@ -163,7 +166,7 @@ class NestedRows(LearnedBlocks):
         super().__init__(ratio, block_size)
         rows = rows_for_ratio(ratio, block_size**2)
         start = torch.empty(rows, block_size**2) if shapes_only() else principal_rows(rows, block_size)
-        self.weight = nn.Parameter(block_size * start)
+        self.weight = nn.Parameter(ROW_LENGTH * start)
 
     def matrix(self) -> Tensor:
         return gram_schmidt(self.weight)
@@ -176,7 +179,7 @@ class NestedRows(LearnedBlocks):
     @torch.no_grad()
     def constrain(self) -> None:
         """Orthonormal rows again, which `matrix` would give as well, so that W stays well conditioned."""
-        self.weight.copy_(self.block_size * self.matrix())
+        self.weight.copy_(ROW_LENGTH * self.matrix())
 
 
 def gram_schmidt(rows: Tensor) -> Tensor:

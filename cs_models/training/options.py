@@ -47,7 +47,7 @@ class Training:
         compile_mode: of torch.compile: "default", or "reduce-overhead", which on GPUs repeats recorded kernels (CUDA
             graphs), for small batches.
         cuda_graphs: record the kernels of a training step once for each ratio and let the GPU repeat them. For networks
-            that take any operator, sampled by blocks without noise; together with `compile`, steps are fastest.
+            that take any operator, sampled by blocks without noise; it goes together with `compile`.
         non_finite: what to do if the loss of any process is not a finite number: "stop" with an error, or "skip" the
             optimiser's step in all processes and count it. "auto" skips under a gradient scaler (16-mixed), which is
             made for an overflow now and then, and stops in all other precisions.
@@ -117,10 +117,10 @@ class Training:
         sampling = self.sampling
         if self.supervision != "ground_truth":
             raise UserError("training.cuda_graphs is for training.supervision ground_truth; set it false")
-        if sampling.kind != "block" or sampling.matrices == "learned" or sampling.noise_sigma > 0:
+        if sampling.kind != "block" or sampling.noise_sigma > 0:
             raise UserError(
-                "training.cuda_graphs repeats steps whose sampling differs by its matrix alone: sampling.kind block, "
-                "matrices gaussian or pca, noise_sigma 0; set it false for any other"
+                "training.cuda_graphs repeats steps whose sampling differs by its matrix alone: sampling.kind block "
+                "without noise_sigma; set it false for any other"
             )
         if self.compile_mode != "default":
             raise UserError("training.cuda_graphs and training.compile_mode reduce-overhead record twice; take one")

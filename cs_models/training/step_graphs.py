@@ -53,7 +53,8 @@ class StepGraphs:
             method: what is trained; its sampling is by blocks without noise, see `Training.cuda_graphs`.
             x: images ``(N, 1, H, W)`` on the GPU, as many and as large as those of every step.
         """
-        ratios = method.training_options.sampling.ratios
+        sampling = method.training_options.sampling
+        ratios, learned = sampling.ratios, sampling.matrices == "learned"
         largest = method.default_operator(max(ratios), (x.shape[-2], x.shape[-1])).to(x.device)
         assert isinstance(largest, MatrixOperator)
         pool = torch.cuda.graph_pool_handle()  # a step's memory is free again when the next one begins, of any ratio
@@ -64,7 +65,8 @@ class StepGraphs:
             for ratio in ratios:
                 matrix = largest.matrix[: rows_for_ratio(ratio, largest.matrix.shape[1])]
                 operator = largest.with_matrix(matrix, ratio, 0.0)
-                example = x, operator(x), matrix
+                # Rows that are trained along have gradients, and so have the measurements that they take.
+                example = x, operator(x).requires_grad_(learned), matrix.detach().requires_grad_(learned)
                 self._losses[ratio] = torch.cuda.make_graphed_callables(
                     StepLoss(method, operator), example, num_warmup_iters=1, allow_unused_input=True, pool=pool
                 )

@@ -94,6 +94,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> Pa
     for name in ("r_coast", "scnet"):
         save_checkpoint(NETWORKS[name](), folder / "runs" / name / "model.safetensors")
     save_checkpoint(NETWORKS["rk_ccsnet"](), folder / "runs/rk_ccsnet/model.safetensors")
+    for name in ("adam", "muon"):
+        save_checkpoint(NETWORKS["scnet"](), folder / "runs" / name / "model.safetensors")
     save_checkpoint(module_of(folder / "my_module.py").MyModule(), folder / "runs/my_net/model.safetensors")
     for name in ("first", "mine"):
         (folder / "results" / name).mkdir(parents=True)

@@ -28,7 +28,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for matrices and convolutions, AdamW for all else.
 
     A convolution is the matrix ``(C_out, C_in k k)`` that it multiplies its patches with. torch's own Muon takes no
-    convolutions, and timm's goes through weights one by one, which takes longer than a small network's gradients.
+    convolutions, and timm's starts its kernels for each weight by itself.
     """
 
     def __init__(

@@ -19,7 +19,8 @@ from cs_models.operators.base import MatrixOperator
 from cs_models.training.lightning import LightningTraining
 from cs_models.training.options import Training
 from cs_models.training.step_graphs import StepGraphs, StepLoss
-from cs_models.zoo.checkpoints import MODELS, model_class
+from cs_models.training.weights import save_checkpoint
+from cs_models.zoo.checkpoints import MODELS, load_checkpoint, model_class
 from datamodules.patches import PatchDataModule
 from tests.small_networks import make_network
 
@@ -110,3 +111,8 @@ def test_what_cannot_be_recorded_is_refused(tiny_images: Path) -> None:
 def test_steps_that_differ_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="cuda_graphs"):
         UnfoldingTraining(**change, cuda_graphs=True)
+
+
+def test_weights_are_trained_on_where_nothing_can_be_recorded(tmp_path: Path) -> None:
+    method = COASTModule(COASTConfig(2, 4), UnfoldingTraining(SAMPLING, cuda_graphs=True))
+    assert not load_checkpoint(save_checkpoint(method, tmp_path / "net.safetensors")).training_options.cuda_graphs

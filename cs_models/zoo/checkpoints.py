@@ -93,8 +93,14 @@ def _build(
     elif header["model"] != cls.name:
         raise UserError(f"it holds the network '{header['model']}', and the class {cls.__name__} is '{cls.name}'")
     training = dict(header["training"])
-    # The moving average is what was exported, so it is not averaged again.
-    training |= {"ema_decay": None, "start_from": None, "compile": False, "compile_mode": "default"}
+    # The moving average is what was exported, so it is not averaged again; and this machine may be another one.
+    training |= {
+        "ema_decay": None,
+        "start_from": None,
+        "compile": False,
+        "compile_mode": "default",
+        "cuda_graphs": False,
+    }
     own = {field.name for field in fields(cls.training_class)}
     for option, default in UNFOLDING_OPTIONS.items():
         if option not in own and training.get(option) == default:

@@ -22,7 +22,8 @@ from tests.test_networks import NETWORKS as SMALL
 
 pytestmark = pytest.mark.skipif(torch.__version__ < exporting.OLDEST_TORCH, reason="export needs a newer torch")
 
-NETWORKS = sorted(name for name in zoo() if not name.startswith("idm"))
+# `scnet` and `scnet_pca` are the graph of `scnet_learned` with other numbers in it.
+NETWORKS = sorted(name for name in zoo() if not name.startswith("idm") and name not in ("scnet", "scnet_pca"))
 
 
 def through_onnx(path: Path, **inputs: Tensor) -> Tensor:

@@ -35,7 +35,10 @@ if sys.platform == "win32":
     pytest.skip("these tests fork processes and send them POSIX signals", allow_module_level=True)
 
 CONFIGS = REPOSITORY / "configs/train"
-SMALL = ("--data.crop_size=33", "--model.init_args.network.features=4")
+SMALL = (
+    "--data.crop_size=33", "--model.init_args.network.features=4",
+    "--model.init_args.training.sampling.block_size=11",
+)  # fmt: skip
 
 
 class KillAt(pl.Callback):
@@ -168,7 +171,7 @@ def half_done(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 SMALLEST = {
     "ista_net_pp": ["--model.init_args.network.layers=2", "--model.init_args.network.features=4"],
-    "r_coast": ["--model.init_args.network.features=4"],
+    "r_coast": list(SMALL),
     "idm_small": [
         "--model.init_args.network.unet.block_out_channels=[16,16,16,16]",
         "--model.init_args.network.unet.norm_num_groups=4", "--model.init_args.network.steps=2",

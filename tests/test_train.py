@@ -276,7 +276,7 @@ def test_the_sweep_passes_arguments_that_train_takes(
 
 SMALL = [
     "--data.crop_size=33", "--model.init_args.network.features=4", "--model.init_args.network.layers=2",
-    "--model.init_args.network.iterations_per_layer=[2,2]",
+    "--model.init_args.network.iterations_per_layer=[2,2]", "--model.init_args.training.sampling.block_size=11",
 ]  # fmt: skip
 
 

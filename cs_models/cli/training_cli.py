@@ -58,6 +58,8 @@ def run(words: Sequence[str] | None) -> LightningCLI:
     warnings.filterwarnings("ignore", r".*does not have many workers")
     # Who names no validation set means it.
     warnings.filterwarnings("ignore", r"Total length of `list` across ranks is zero")
+    # Recorded steps keep what was made while they were recorded, which is on a stream of its own.
+    warnings.filterwarnings("ignore", r"The AccumulateGrad node's stream does not match")
     # The data module counts the batches that it delivered, and goes on after them.
     warnings.filterwarnings("ignore", r"You're resuming from a checkpoint that ended before the epoch ended")
     set_loader("yaml", _load_renamed, exceptions=(yaml.YAMLError,))

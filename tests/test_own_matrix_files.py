@@ -21,6 +21,7 @@ from cs_models.operators import (
     PixelOperator,
     make_operator,
 )
+from cs_models.zoo.methods import load
 
 RANDOM = np.random.RandomState(0)
 MASK = np.zeros((16, 16))
@@ -132,6 +133,29 @@ def test_rows_and_tables_say_what_was_measured(
     assert "structured:2 (measures 0.25 at 0.1, 0.25 at 0.25)" in capsys.readouterr().out
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning == "structured:2 measures 0.25 of the pixels where 0.1 were asked for; the results say so"
+
+
+@pytest.mark.parametrize(
+    ("method", "operator", "warnings"),
+    [
+        ("scnet_pca", "block", 1),
+        ("scnet_pca", "block:pca", 0),
+        ("scnet_learned", "structured", 1),
+        ("scnet_learned", "rows.npy", 0),
+        ("scnet", "structured", 0),
+    ],
+)
+def test_networks_with_rows_of_their_own_say_when_they_meet_others(
+    method: str, operator: str, warnings: int, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if operator == "rows.npy":
+        own = load(method).default_operator(0.25, (16, 16))
+        assert isinstance(own, BlockOperator)
+        operator = save(tmp_path, own.matrix.numpy())
+    words = ["--methods", method, "--datasets", str(images), "--ratios", "0.25", "--operator", operator]
+    assert main([*words, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    messages = [record.getMessage() for record in caplog.records if "alone" in record.getMessage()]
+    assert [message.startswith(f"{method} was trained on block:33 from") for message in messages] == [True] * warnings
 
 
 def test_several_seeds_with_a_file_need_noise(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -24,6 +24,7 @@ from cs_models.evaluation.processes import choose_device, is_first
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles, wanted_tiling
 from cs_models.operators import (
+    BlockOperator,
     ColumnOperator,
     MeasurementOperator,
     PixelOperator,
@@ -301,6 +302,28 @@ class Plan:
             self._said.add(words)
             logger.warning("%s; the results say so", words)
 
+    def _check_rows(self, network: ReconstructionModule, name: str, operator: MeasurementOperator) -> None:
+        """Say once where a network that was trained on one matrix for all ratios meets another one."""
+        sampling = network.training_options.sampling
+        if sampling.matrices == "gaussian" or self.options.measuring.operator is None:
+            return
+        own = network.default_operator(min(operator.ratio, max(sampling.ratios)), operator.image_size)
+        assert isinstance(own, BlockOperator)
+        rows = own.matrix.shape[0]
+        if (
+            isinstance(operator, BlockOperator)
+            and operator.block_size == own.block_size
+            and torch.allclose(operator.matrix[:rows].cpu(), own.matrix[: operator.matrix.shape[0]], atol=1e-4)
+        ):
+            return
+        words = (
+            f"{name} was trained on {operator_label(own)} alone and is measured by {operator_label(operator)}; "
+            "without --operator it has its own"
+        )
+        if words not in self._said:
+            self._said.add(words)
+            logger.warning("%s", words)
+
     def _try_out(self, case: Case) -> None:
         """Find out early whether a method works with its operator."""
         _, image = case.images[0]
@@ -326,6 +349,7 @@ class Plan:
         if case.candidate.network:
             with case.candidate.spec.errors_in_one_line():
                 case.candidate.network.check_operator(operator)
+            self._check_rows(case.candidate.network, case.candidate.spec.text, operator)
             return
         height, width = min(image.shape[-2], PROBE_SIDE), min(image.shape[-1], PROBE_SIDE)
         try:

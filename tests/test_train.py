@@ -380,7 +380,7 @@ def test_curves_of_any_number_of_ratios(ratios: int) -> None:
 def test_training_starts_from_the_weights_of_another_ratio(tiny_images: Path, tmp_path: Path) -> None:
     """The weights are those of the checkpoint, the matrix and its linear start are not."""
     config = REPOSITORY / "configs/train/rista_net_plus.yaml"
-    options = [*SMALL, "--trainer.limit_val_batches=0"]
+    options = [*SMALL, "--model.init_args.training.sampling.block_size=33", "--trainer.limit_val_batches=0"]
     first = fit(config, tiny_images, tmp_path / "first", *options)
     options += ["--model.init_args.training.sampling.ratios=[0.3]", "--model.init_args.training.learning_rate=0"]
     options += [f"--model.init_args.training.start_from={first / 'model.safetensors'}"]
@@ -447,9 +447,9 @@ def test_checkpoints_of_training_load_without_code(tiny_images: Path, tmp_path: 
 
 def test_linear_start_is_the_estimate_of_least_squared_error(tiny_images: Path, tmp_path: Path) -> None:
     """Q_init beats the back-projection by far on the blocks it was estimated from."""
-    module = load_checkpoint(
-        fit(REPOSITORY / "configs/train/ista_net_plus.yaml", tiny_images, tmp_path, *SMALL) / "model.safetensors"
-    )
+    options = [*SMALL, "--model.init_args.training.sampling.block_size=33"]
+    run = fit(REPOSITORY / "configs/train/ista_net_plus.yaml", tiny_images, tmp_path, *options)
+    module = load_checkpoint(run / "model.safetensors")
     pixels = np.array(Image.open(tiny_images / "0.png"))[:33, :33]
     x = torch.from_numpy(pixels).float().reshape(1, 1, 33, 33) / 255
     operator = module.default_operator(0.1, (33, 33))

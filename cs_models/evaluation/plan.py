@@ -24,7 +24,6 @@ from cs_models.evaluation.processes import choose_device, is_first
 from cs_models.evaluation.protocol import fits_ratio, image_sha256, operator_label, short_hash
 from cs_models.evaluation.tiles import TileMemory, Tiling, solve_in_tiles, wanted_tiling
 from cs_models.operators import (
-    BlockOperator,
     ColumnOperator,
     MeasurementOperator,
     PixelOperator,
@@ -220,7 +219,7 @@ class Plan:
         ]
         self._named_operator = lru_cache(maxsize=16)(make_operator)
         self._sized_operator = lru_cache(maxsize=16)(self._make_sized_operator)
-        self._said: set[str] = set()
+        self._warn_once = lru_cache(maxsize=None)(logger.warning)
         slow = options.execution.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.device)
         if slow and any(candidate.network for candidate in candidates):
             logger.warning("this CPU has no bfloat16: networks are %s; --precision auto avoids that", EMULATED_BF16)
@@ -297,32 +296,9 @@ class Plan:
     def _check_ratio(self, operator: MeasurementOperator) -> None:
         """Say once where an operator measures more or less than was asked for."""
         measured, asked = operator.measured_ratio, operator.ratio
-        words = f"{operator_label(operator)} measures {measured:.3g} of the pixels where {asked:g} were asked for"
-        if not fits_ratio(measured, asked) and words not in self._said:
-            self._said.add(words)
-            logger.warning("%s; the results say so", words)
-
-    def _check_rows(self, network: ReconstructionModule, name: str, operator: MeasurementOperator) -> None:
-        """Say once where a network that was trained on one matrix for all ratios meets another one."""
-        sampling = network.training_options.sampling
-        if sampling.matrices == "gaussian" or self.options.measuring.operator is None:
-            return
-        own = network.default_operator(min(operator.ratio, max(sampling.ratios)), operator.image_size)
-        assert isinstance(own, BlockOperator)
-        rows = own.matrix.shape[0]
-        if (
-            isinstance(operator, BlockOperator)
-            and operator.block_size == own.block_size
-            and torch.allclose(operator.matrix[:rows].cpu(), own.matrix[: operator.matrix.shape[0]], atol=1e-4)
-        ):
-            return
-        words = (
-            f"{name} was trained on {operator_label(own)} alone and is measured by {operator_label(operator)}; "
-            "without --operator it has its own"
-        )
-        if words not in self._said:
-            self._said.add(words)
-            logger.warning("%s", words)
+        if not fits_ratio(measured, asked):
+            words = f"{operator_label(operator)} measures {measured:.3g} of the pixels where {asked:g} were asked for"
+            self._warn_once("%s; the results say so", words)
 
     def _try_out(self, case: Case) -> None:
         """Find out early whether a method works with its operator."""
@@ -349,7 +325,9 @@ class Plan:
         if case.candidate.network:
             with case.candidate.spec.errors_in_one_line():
                 case.candidate.network.check_operator(operator)
-            self._check_rows(case.candidate.network, case.candidate.spec.text, operator)
+            if self.options.measuring.operator and not case.candidate.network.trained_on(operator):
+                words = f"{case.candidate.spec.text} was trained on rows of its own, and {operator_label(operator)} has"
+                self._warn_once("%s others; without --operator it has its own", words)
             return
         height, width = min(image.shape[-2], PROBE_SIDE), min(image.shape[-1], PROBE_SIDE)
         try:

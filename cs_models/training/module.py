@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cs_models.errors import UserError
-from cs_models.operators import MeasurementOperator, SamplingBank, make_operator
+from cs_models.operators import BlockOperator, MeasurementOperator, SamplingBank, make_operator
 from cs_models.operators.carried import CarriedSampling
 from cs_models.operators.matrices import tensor_sha256
 from cs_models.operators.whitening import as_trained, with_orthonormal_rows
@@ -232,6 +232,18 @@ class ReconstructionModule(nn.Module, Reconstructor):
             "weights": digest,
             "iterations_per_layer": self.schedule and list(self.schedule),
         }
+
+    def trained_on(self, operator: MeasurementOperator) -> bool:
+        """Whether a network that was trained on one matrix for all ratios meets that one; others have seen many."""
+        sampling = self.training_options.sampling
+        if sampling.matrices == "gaussian":
+            return True
+        own = self.default_operator(min(operator.ratio, max(sampling.ratios)), operator.image_size)
+        if not isinstance(operator, BlockOperator) or not isinstance(own, BlockOperator):
+            return False
+        rows = min(len(own.matrix), len(operator.matrix))
+        ours, theirs = own.matrix[:rows].cpu(), operator.matrix[:rows].cpu()
+        return ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-4)
 
     # Training
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cs_models.evaluation.report.markdown import markdown_table
+from cs_models.metrics import psnr
 from cs_models.operators import make_operator
 from cs_models.reconstruction import Reconstructor
 from cs_models.zoo.methods import build_method, parse_methods
@@ -33,7 +34,7 @@ def psnr_at_border(estimate: Tensor, x: Tensor, inner: int, side: int) -> float:
     """PSNR in dB of the pixels within `side` rows and columns, but for the first `inner` of both."""
     border = torch.ones(side, side, dtype=torch.bool)
     border[:inner, :inner] = False
-    return -10 * (estimate - x)[..., :side, :side][..., border].square().mean().log10().item()
+    return psnr(estimate[..., :side, :side][..., border], x[..., :side, :side][..., border]).item()
 
 
 def line(name: str, options: argparse.Namespace) -> list[str]:

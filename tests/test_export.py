@@ -22,8 +22,7 @@ from tests.test_networks import NETWORKS as SMALL
 
 pytestmark = pytest.mark.skipif(torch.__version__ < exporting.OLDEST_TORCH, reason="export needs a newer torch")
 
-# `scnet` and `scnet_pca` are the graph of `scnet_learned` with other numbers in it.
-NETWORKS = sorted(name for name in zoo() if not name.startswith("idm") and name not in ("scnet", "scnet_pca"))
+NETWORKS = sorted(name for name in zoo() if not name.startswith("idm"))
 
 
 def through_onnx(path: Path, **inputs: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -219,7 +219,7 @@ class Plan:
         ]
         self._named_operator = lru_cache(maxsize=16)(make_operator)
         self._sized_operator = lru_cache(maxsize=16)(self._make_sized_operator)
-        self._warn_once = lru_cache(maxsize=None)(logger.warning)
+        self._warn_once = cache(logger.warning)
         slow = options.execution.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.device)
         if slow and any(candidate.network for candidate in candidates):
             logger.warning("this CPU has no bfloat16: networks are %s; --precision auto avoids that", EMULATED_BF16)

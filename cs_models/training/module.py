@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cs_models.errors import UserError
 from cs_models.operators import BlockOperator, MeasurementOperator, SamplingBank, make_operator
-from cs_models.operators.carried import CarriedSampling
+from cs_models.operators.carried import CarriedSampling, same_matrix
 from cs_models.operators.matrices import tensor_sha256
 from cs_models.operators.whitening import as_trained, with_orthonormal_rows
 from cs_models.precision import no_tf32
@@ -242,8 +242,7 @@ class ReconstructionModule(nn.Module, Reconstructor):
         if not isinstance(operator, BlockOperator) or not isinstance(own, BlockOperator):
             return False
         rows = min(len(own.matrix), len(operator.matrix))
-        ours, theirs = own.matrix[:rows].cpu(), operator.matrix[:rows].cpu()
-        return ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-4)
+        return same_matrix(operator.matrix[:rows], own.matrix[:rows])
 
     # Training
 

@@ -101,6 +101,18 @@ def test_the_linear_estimate_knows_the_noise_of_any_operator(words: str) -> None
     assert aware > blind + 1.5
 
 
+@pytest.mark.parametrize("words", ["fourier", "radial"])
+def test_noise_that_explains_no_image_costs_the_linear_estimate_nothing(words: str) -> None:
+    """The noise on a coefficient is not the conjugate of that on the conjugate coefficient."""
+    operator = make_operator(words, 0.3, (32, 32), noise_sigma=0.2)
+    y = operator.measure(scene((32, 32)), torch.Generator().manual_seed(0))
+    calls: list[object] = []
+    with operator.register_forward_hook(lambda *_: calls.append(None)):
+        estimate = LinearEstimate().reconstruct(y, operator)
+    assert len(calls) < 100  # of thousands
+    torch.testing.assert_close(LinearEstimate().reconstruct(operator(operator.adjoint(y)), operator), estimate)
+
+
 @pytest.mark.parametrize("words", OPERATORS)
 @pytest.mark.parametrize("sigma", [0.04, 0.2])
 @pytest.mark.parametrize("name", ["tv", "pnp", "fista", "weighted_l1"])

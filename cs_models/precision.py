@@ -7,10 +7,13 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+Owner = TypeVar("Owner")
+Rest = ParamSpec("Rest")
 
 # What bfloat16 costs where it is emulated: 32-channel 3x3 convolutions on an AVX2 processor.
 EMULATED_BF16 = "about 15 times slower than float32"
@@ -84,16 +87,21 @@ class no_tf32:
             _restore(self._before)
 
 
-def full_precision(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+def full_precision(
+    method: Callable[Concatenate[Owner, Tensor, Rest], Tensor],
+) -> Callable[Concatenate[Owner, Tensor, Rest], Tensor]:
     """Let a method compute in its operands' precision, under autocast and where TF32 is allowed too.
 
     Data consistency is cheap and precision-critical: a network's convolutions may run in bfloat16, A may not.
     """
 
     @functools.wraps(method)
-    def wrapped(self: Any, tensor: Tensor) -> Tensor:
-        with torch.autocast(tensor.device.type, enabled=False), no_tf32():
-            return method(self, tensor)
+    def wrapped(self: Owner, tensor: Tensor, *rest: Rest.args, **named: Rest.kwargs) -> Tensor:
+        with no_tf32():
+            if not torch.is_autocast_enabled(tensor.device.type):  # to enter a context takes as long as a small product
+                return method(self, tensor, *rest, **named)
+            with torch.autocast(tensor.device.type, enabled=False):
+                return method(self, tensor, *rest, **named)
 
     return wrapped
 

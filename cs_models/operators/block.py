@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from cs_models.operators.base import SquareBlocksOperator
 from cs_models.operators.components import principal_rows, principal_source
 from cs_models.operators.matrices import gaussian_matrix, orthonormal_rows, rows_for_ratio
-from cs_models.precision import full_precision
 
 
 class BlockOperator(SquareBlocksOperator):
-    """Samples every B x B block by the same matrix, on CPUs as one convolution of stride B.
+    """Samples every B x B block by the same matrix.
 
     Blocks go row by row over the image, pixels row by row inside a block. Images whose sides are not multiples
     of B are padded with zeros at the bottom and at the right.
@@ -70,21 +68,3 @@ class BlockOperator(SquareBlocksOperator):
             signals, "n c (h w) (p q) -> n c (h p) (w q)", h=self.grid[0], p=self.block_size, q=self.block_size
         )
         return self.crop(blocks)
-
-    @full_precision
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":  # where a product of matrices is the faster of both
-            return super().forward(x)
-        kernel = rearrange(self.matrix, "m (p q) -> m 1 p q", p=self.block_size)
-        planes = rearrange(self.pad(x), "n c h w -> (n c) 1 h w")
-        y = F.conv2d(planes, kernel, stride=self.block_size)
-        return rearrange(y, "(n c) m h w -> n c (h w) m", c=x.shape[1])
-
-    @full_precision
-    def adjoint(self, y: Tensor) -> Tensor:
-        if y.device.type != "cpu":
-            return super().adjoint(y)
-        maps = rearrange(y, "n c (h w) m -> (n c) m h w", h=self.grid[0])
-        pixels = F.conv2d(maps, rearrange(self.matrix, "m n -> n m 1 1"))
-        planes = F.pixel_shuffle(pixels, self.block_size)
-        return self.crop(rearrange(planes, "(n c) 1 h w -> n c h w", c=y.shape[1]))

@@ -123,7 +123,9 @@ class DataProximal:
         """The minimiser ``(N, C, H, W)`` for v ``(N, C, H, W)`` and measurements y."""
         residual = y - self.operator(v)
         if self._inverse is None:
-            weights = conjugate_gradients(self._gram, residual)
+            # What is left then is rounding.
+            tolerance = 10 * torch.finfo(residual.dtype).eps
+            weights = conjugate_gradients(self._gram, residual, tolerance=tolerance)
         elif isinstance(self._inverse, Tensor):
             weights = residual @ self._inverse
         else:

@@ -49,30 +49,18 @@ class DCTDenoiser:
         if min(x.shape[-2:]) < size:
             raise UserError(f"the DCT denoiser needs images of at least {size}x{size}, got {x.shape[-2]}x{x.shape[-1]}")
         basis = dct_matrix(size, x.dtype, x.device)
-        padded = F.pad(x, [size - 1] * 4, mode="reflect")
+        padded = F.pad(x.flatten(0, 1), [size - 1] * 4, mode="reflect")
         down = padded.unfold(-2, size, 1) @ basis.T
-        blended = torch.zeros_like(padded)
+        lines = padded.new_empty(len(padded), size, *down.shape[1:3])
         # One vertical frequency at a time: all of them together take B^2 times the memory of the image.
-        for frequency, row in enumerate(basis):
+        for frequency in range(size):
             coefficients = down[..., frequency].unfold(-1, size, 1) @ basis.T
             kept = F.hardshrink(coefficients, self.threshold * sigma)
             if frequency == 0:
                 kept[..., 0] = coefficients[..., 0]
-            lines = overlap_add(kept @ basis, dim=-1)
-            blended += overlap_add(lines[..., None] * row, dim=-2)
+            lines[:, frequency] = F.conv_transpose2d(kept.movedim(-1, 1), basis[:, None, None])[:, 0]
+        blended = F.conv_transpose2d(lines, basis[:, None, :, None]).view(*x.shape[:2], *padded.shape[1:])
         return blended[..., size - 1 : 1 - size, size - 1 : 1 - size] / size**2
-
-
-def overlap_add(windows: Tensor, dim: int) -> Tensor:
-    """The adjoint of ``unfold(dim, B, 1)``: windows ``(..., B)`` summed where they lie, dim -1 or -2 of the result."""
-    size = windows.shape[-1]
-    first = windows[..., 0]
-    shape = list(first.shape)
-    shape[dim] += size - 1
-    total = windows.new_zeros(shape)
-    for offset in range(size):
-        total.narrow(dim, offset, first.shape[dim]).add_(windows[..., offset])
-    return total
 
 
 @dataclass(kw_only=True)

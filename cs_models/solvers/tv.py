@@ -149,16 +149,21 @@ class TotalVariation(ConvexSolver):
 
 def gradient(x: Tensor) -> Tensor:
     """Differences to the next row and to the next column, 0 at the end: ``(N, C, H, W)`` to ``(N, 2, C, H, W)``."""
-    down = F.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1))
-    right = F.pad(x[..., 1:] - x[..., :-1], (0, 1))
-    return torch.stack((down, right), dim=1)
+    g = x.new_zeros(len(x), 2, *x.shape[1:])
+    torch.sub(x[..., 1:, :], x[..., :-1, :], out=g[:, 0, :, :-1])
+    torch.sub(x[..., 1:], x[..., :-1], out=g[:, 1, ..., :-1])
+    return g
 
 
 def gradient_adjoint(g: Tensor) -> Tensor:
     """The adjoint of `gradient`: ``(N, 2, C, H, W)`` to ``(N, C, H, W)``."""
     down, right = g[:, 0, :, :-1, :], g[:, 1, :, :, :-1]
-    rows = F.pad(down, (0, 0, 1, 0)) - F.pad(down, (0, 0, 0, 1))
-    return rows + F.pad(right, (1, 0)) - F.pad(right, (0, 1))
+    x = torch.zeros_like(g[:, 0])
+    x[..., 1:, :].add_(down)
+    x[..., :-1, :].sub_(down)
+    x[..., 1:].add_(right)
+    x[..., :-1].sub_(right)
+    return x
 
 
 def pad_to(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cs_models.precision import no_tf32
+from cs_models.precision import full_precision
 
 DENSE_BELOW = 65  # up to 64 samples a matrix product beats every FFT
 
@@ -116,12 +116,12 @@ class _Cosine(torch.autograd.Function):
     """DCT or its inverse along some dimensions; each is the gradient of the other."""
 
     @staticmethod
+    @full_precision
     def forward(ctx: Any, x: Tensor, dims: tuple[int, ...], inverse: bool) -> Tensor:
         ctx.dims, ctx.inverse = dims, inverse
         values = x.detach()
-        with torch.autocast(x.device.type, enabled=False), no_tf32():
-            for dim in dims:
-                values = _cosine(values, dim, inverse, overwrite=dim != dims[0])
+        for dim in dims:
+            values = _cosine(values, dim, inverse, overwrite=dim != dims[0])
         return values
 
     @staticmethod
@@ -134,8 +134,10 @@ def _cosine(x: Tensor, dim: int, inverse: bool, overwrite: bool) -> Tensor:
     n = x.shape[dim]
     if n < DENSE_BELOW:
         matrix = dct_matrix(n, x.dtype, x.device)
-        right = matrix if inverse else matrix.T
-        return x @ right if dim == -1 else torch.movedim(torch.movedim(x, dim, -1) @ right, -1, dim)
+        left = matrix.T if inverse else matrix
+        if dim == -2:
+            return left @ x
+        return x @ left.T if dim == -1 else torch.movedim(torch.movedim(x, dim, -1) @ left.T, -1, dim)
     if x.device.type == "cpu":
         transform = scipy.fft.idct if inverse else scipy.fft.dct
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.errors import UserError, nearest
-from cs_models.precision import no_tf32
+from cs_models.precision import full_precision
 from cs_models.transforms.dct import OrthonormalTransform
 
 # PyWavelets calls dmey orthogonal too, but its filter is cut off and so misses it by 1e-3.
@@ -67,6 +67,7 @@ class Wavelet2d(OrthonormalTransform):
                 f"got {x.shape[-2]}x{x.shape[-1]}; use transform=dct or crop the image"
             )
 
+    @full_precision
     def _split(self, x: Tensor) -> Tensor:
         """Low and high half of the last dimension, side by side."""
         kernel = _filters(self.name, x.dtype, x.device)
@@ -74,17 +75,16 @@ class Wavelet2d(OrthonormalTransform):
         # The border may be longer than the signal, which torch's circular padding refuses.
         wrapped = x[..., torch.arange(length + taps - 2, device=x.device) % length]
         rows = wrapped.reshape(-1, 1, wrapped.shape[-1])
-        with torch.autocast(x.device.type, enabled=False), no_tf32():
-            bands = F.conv1d(rows, kernel, stride=2)
+        bands = F.conv1d(rows, kernel, stride=2)
         return rearrange(bands, "r band k -> r (band k)").reshape(x.shape)
 
+    @full_precision
     def _join(self, x: Tensor) -> Tensor:
         """The adjoint, and inverse, of `_split`."""
         kernel = _filters(self.name, x.dtype, x.device)
         length = x.shape[-1]
         bands = rearrange(x.reshape(-1, length), "r (band k) -> r band k", band=2)
-        with torch.autocast(x.device.type, enabled=False), no_tf32():
-            wrapped = F.conv_transpose1d(bands, kernel, stride=2)[:, 0]
+        wrapped = F.conv_transpose1d(bands, kernel, stride=2)[:, 0]
         places = torch.arange(wrapped.shape[-1], device=x.device) % length
         return wrapped.new_zeros(len(wrapped), length).index_add_(1, places, wrapped).reshape(x.shape)
 

@@ -107,8 +107,8 @@ def test_the_objective_of_ista_falls_in_every_iteration(kind: str) -> None:
 def test_fista_and_owlqn_agree_on_every_operator_and_transform(kind: str, transform: str) -> None:
     operator = make_operator(kind, 0.4, (16, 16)).double()
     y = operator(scene(16, 16).double())
-    fista = FISTA(transform=transform, iterations=2000, tolerance=1e-8)
-    owlqn = OWLQN(transform=transform, iterations=1000, tolerance=1e-8)
+    fista = FISTA(transform=transform, iterations=2000, tolerance=1e-6)
+    owlqn = OWLQN(transform=transform, iterations=1000, tolerance=1e-6)
     objectives = [solver.objective(solver.reconstruct(y, operator), y, operator).item() for solver in (fista, owlqn)]
     assert objectives[0] == pytest.approx(objectives[1], rel=1e-4)
 
@@ -164,19 +164,19 @@ def test_total_variation_minimises_its_objective(kind: str, isotropic: bool) -> 
     size = (10, 12)
     operator = (asymmetric_fourier(size) if kind == "asymmetric_fourier" else make_operator(kind, 0.5, size)).double()
     y = operator(scene(*size).double())
-    solver = TotalVariation(weight=0.01, isotropic=isotropic, iterations=4000, tolerance=1e-10)
+    solver = TotalVariation(weight=0.01, isotropic=isotropic, iterations=2000, tolerance=1e-10)
     x = solver.reconstruct(y, operator)
     # Duality: x is optimal if a field p with |p| <= weight satisfies A^T (A x - y) + grad^T p = 0 and
     # <p, grad x> = weight TV(x). The field is fitted by projected gradient descent.
-    assert optimality_residual(x, operator.adjoint(operator(x) - y), 0.01, isotropic) < 1e-3
+    assert is_optimal(x, operator.adjoint(operator(x) - y), 0.01, isotropic)
     best = solver.objective(x, y, operator)
     for seed in range(20):
         nearby = x + 1e-3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).double()
         assert solver.objective(nearby, y, operator) >= best
 
 
-def optimality_residual(x: Tensor, data_gradient: Tensor, weight: float, isotropic: bool) -> float:
-    """Relative distance of the data term's gradient from ``-weight`` times the subdifferential of TV at x."""
+def is_optimal(x: Tensor, data_gradient: Tensor, weight: float, isotropic: bool) -> bool:
+    """Whether the data term's gradient is, to a thousandth, ``-weight`` times a subgradient of TV at x."""
     slope = gradient(x)
     length = torch.hypot(slope[:, :1], slope[:, 1:]) if isotropic else slope.abs()
     edge = length > 1e-5
@@ -184,12 +184,14 @@ def optimality_residual(x: Tensor, data_gradient: Tensor, weight: float, isotrop
     p = torch.where(edge, fixed, 0)
     ahead, momentum = p, 1.0
     for _ in range(3000):
+        if (gradient_adjoint(p) + data_gradient).norm() < 1e-3 * data_gradient.norm():
+            return True
         moved = ahead - gradient(gradient_adjoint(ahead) + data_gradient) / 8
         norm = torch.hypot(moved[:, :1], moved[:, 1:]) if isotropic else moved.abs()
         moved = torch.where(edge, fixed, moved * (weight / norm.clamp_min(weight)))
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         ahead, p, momentum = moved + (momentum - 1) / following * (moved - p), moved, following
-    return float((gradient_adjoint(p) + data_gradient).norm() / data_gradient.norm())
+    return False
 
 
 def test_column_wise_total_variation_meets_the_target(real_data: Path) -> None:

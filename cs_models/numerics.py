@@ -26,6 +26,11 @@ def all_settled(active: Tensor, iteration: int) -> bool:
     return not bool(active.any())
 
 
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a dtype. Where it has it already a recorded graph stays without the conversion, unlike with `to`."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def image_norm(x: Tensor) -> Tensor:
     """Euclidean norm of everything that belongs to one image: ``(N, ...)`` to ``(N,)``, real."""
     norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)

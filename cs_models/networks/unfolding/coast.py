@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cs_models.networks.unfolding.modulation import FMU, RFMU, channel_gains
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
+from cs_models.numerics import as_dtype
 from cs_models.settings import check_network_size
 
 
@@ -70,7 +71,7 @@ class COASTLayer(nn.Module):
     def forward(self, r: Tensor, gains: Tensor) -> Tensor:
         """Refine the gradient step r ``(N, 1, H, W)`` under channel gains ``(C,)``."""
         h = self.head(r)
-        gains = channel_gains(gains).to(h.dtype)
+        gains = as_dtype(channel_gains(gains), h.dtype)
         for block in self.blocks:
             h = block(h, gains)
         return r + self.tail(h)

@@ -20,6 +20,7 @@ from cs_models.networks.unfolding.modulation import RFMU, channel_gains
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.one_matrix import OneMatrixModule
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
+from cs_models.numerics import as_dtype
 from cs_models.operators import BlockOperator, MeasurementOperator
 from cs_models.operators.matrices import rows_for_ratio
 from cs_models.precision import no_tf32
@@ -108,7 +109,7 @@ class Phase(nn.Module):
 
     def level(self, s: Tensor) -> Tensor:
         """What coefficients s are shrunk by."""
-        return self.threshold.to(s.dtype)
+        return as_dtype(self.threshold, s.dtype)
 
     def restore(self, s: Tensor) -> Tensor:
         """F~, trained towards the left inverse of F."""
@@ -127,11 +128,11 @@ class Phase(nn.Module):
         """
         d = r if self.extract is None else self.extract(r)
         if gains is not None:
-            d = d * channel_gains(gains[0]).to(d.dtype)
+            d = d * as_dtype(channel_gains(gains[0]), d.dtype)
         s = self.sparsify(d)
         restored = self.restore(shrink(s, self.level(s)))
         if gains is not None:
-            restored = restored * channel_gains(gains[1]).to(restored.dtype)
+            restored = restored * as_dtype(channel_gains(gains[1]), restored.dtype)
         x = restored if self.gather is None else r + self.gather(restored)
         return x, (self.restore(s) - d).float().square().mean() if symmetric else None
 

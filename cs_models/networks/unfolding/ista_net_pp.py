@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule, iterations
+from cs_models.numerics import as_dtype
 from cs_models.precision import no_tf32
 from cs_models.settings import check_network_size
 
@@ -86,7 +87,7 @@ class Stage(nn.Module):
 
     def forward(self, r: Tensor, sigma: Tensor | None) -> Tensor:
         """Refine the gradient step r ``(N, 1, H, W)``; sigma is a scalar tensor."""
-        inputs = r if sigma is None else torch.cat([r, sigma.to(r.dtype).expand_as(r)], dim=1)
+        inputs = r if sigma is None else torch.cat([r, as_dtype(sigma, r.dtype).expand_as(r)], dim=1)
         return r + self.tail(self.blocks(self.head(inputs)))
 
 

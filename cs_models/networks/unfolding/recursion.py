@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cs_models.errors import UserError
+from cs_models.numerics import as_dtype
 from cs_models.operators.bank import mix
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.block import BlockOperator
@@ -101,12 +102,12 @@ class Problem:
 
         Estimates that were cropped are padded with zeros again; the start ``A^T y`` still has its padding.
         """
-        x = x.to(self.aty.dtype)
+        x = as_dtype(x, self.aty.dtype)
         if self.cropped_to is not None:
             rows, columns = (full - own for full, own in zip(self.aty.shape[-2:], x.shape[-2:], strict=True))
             x = F.pad(x, (0, columns, 0, rows))
         if isinstance(step_size, Tensor):
-            step_size = step_size.to(x.dtype)
+            step_size = as_dtype(step_size, x.dtype)
         r = x - step_size * (self.operator.normal(x) - self.aty)
         if self.cropped_to is None:
             return r
@@ -115,8 +116,8 @@ class Problem:
 
     def step_of_first_channel(self, features: Tensor, step_size: Tensor | float) -> Tensor:
         """Features ``(N, C, H, W)`` whose first channel is the estimate, after `gradient_step` on that alone."""
-        r = self.gradient_step(features[:, :1], step_size)
-        return torch.cat([r.to(features.dtype), features[:, 1:]], dim=1)
+        r = self.gradient_step(features.narrow(1, 0, 1), step_size)
+        return torch.cat([as_dtype(r, features.dtype), features.narrow(1, 1, features.shape[1] - 1)], dim=1)
 
 
 @dataclass(frozen=True)

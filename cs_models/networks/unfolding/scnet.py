@@ -15,6 +15,7 @@ from cs_models.networks.unfolding.coast import CPMB
 from cs_models.networks.unfolding.modulation import RFMU, channel_gains
 from cs_models.networks.unfolding.module import UnfoldingModule, UnfoldingTraining
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
+from cs_models.numerics import as_dtype
 from cs_models.settings import check_network_size
 
 
@@ -64,7 +65,7 @@ class SCNet(UnfoldingNetwork):
         assert isinstance(layer, CPMB)
         # Rows are orthonormal, so that a step of size 1 projects onto the images that fit the measurements.
         h = problem.step_of_first_channel(x, 1.0)
-        return layer(h, None if self.modulation is None else channel_gains(condition).to(h.dtype))
+        return layer(h, None if self.modulation is None else as_dtype(channel_gains(condition), h.dtype))
 
     def estimate(self, state: Tensor, problem: Problem) -> Tensor:
         """The image of features ``(N, C, H, W)``: a convolution and one more projection."""

@@ -15,6 +15,7 @@ from cs_models.networks.unfolding.ista_net import Phase
 from cs_models.networks.unfolding.module import UnfoldingTraining
 from cs_models.networks.unfolding.one_matrix import OneMatrixModule
 from cs_models.networks.unfolding.recursion import Problem, UnfoldingNetwork, check_schedule
+from cs_models.numerics import as_dtype
 from cs_models.settings import check_network_size, check_range
 
 
@@ -47,7 +48,7 @@ class SODASStage(Phase):
 
     def level(self, s: Tensor) -> Tensor:
         """The learned multiple of each channel's mean ``(N, C, 1, 1)``, which may be negative."""
-        return self.threshold.to(s.dtype) * s.mean((-2, -1), keepdim=True)
+        return as_dtype(self.threshold, s.dtype) * s.mean((-2, -1), keepdim=True)
 
 
 class SODASNet(UnfoldingNetwork):

@@ -73,7 +73,7 @@ class Wavelet2d(OrthonormalTransform):
         kernel = _filters(self.name, x.dtype, x.device)
         taps, length = kernel.shape[-1], x.shape[-1]
         # The border may be longer than the signal, which torch's circular padding refuses.
-        wrapped = x[..., torch.arange(length + taps - 2, device=x.device) % length]
+        wrapped = x[..., _around(length + taps - 2, length, x.device)]
         rows = wrapped.reshape(-1, 1, wrapped.shape[-1])
         bands = F.conv1d(rows, kernel, stride=2)
         return rearrange(bands, "r band k -> r (band k)").reshape(x.shape)
@@ -85,8 +85,14 @@ class Wavelet2d(OrthonormalTransform):
         length = x.shape[-1]
         bands = rearrange(x.reshape(-1, length), "r (band k) -> r band k", band=2)
         wrapped = F.conv_transpose1d(bands, kernel, stride=2)[:, 0]
-        places = torch.arange(wrapped.shape[-1], device=x.device) % length
+        places = _around(wrapped.shape[-1], length, x.device)
         return wrapped.new_zeros(len(wrapped), length).index_add_(1, places, wrapped).reshape(x.shape)
+
+
+@lru_cache(maxsize=64)
+def _around(count: int, length: int, device: torch.device) -> Tensor:
+    """The first numbers of 0 .. length - 1, 0 .. length - 1, and so on, ``(count,)``. Treat it as read-only."""
+    return torch.arange(count, device=device) % length
 
 
 @lru_cache(maxsize=16)

@@ -67,7 +67,7 @@ def make_images(folder: Path, sizes: tuple[tuple[int, int], ...]) -> Path:
     return folder
 
 
-def command(data: Path, out: Path, *extra: str, methods: str = "pinv,tv:iterations=3") -> list[str]:
+def command(data: Path, out: Path, *extra: str, methods: str = "backprojection,tv:iterations=3") -> list[str]:
     defaults = {"--methods": methods, "--datasets": "tiny", "--ratios": "0.1,0.3"}
     given = {} if "--image" in extra else defaults
     words = [word for pair in given.items() for word in pair] or ["--methods", methods, "--ratios", "0.3"]
@@ -137,8 +137,8 @@ def test_a_rerun_computes_nothing_and_a_changed_setting_computes_anew(data: Path
 )
 def test_whatever_determines_a_result_changes_its_key(data: Path, tmp_path: Path, change: tuple[str, str]) -> None:
     out = tmp_path / "out"
-    main(command(data, out, "--limit", "1", methods="pinv"))
-    main(command(data, out, "--limit", "1", *change, methods="pinv"))
+    main(command(data, out, "--limit", "1", methods="backprojection"))
+    main(command(data, out, "--limit", "1", *change, methods="backprojection"))
     rows = list(read_rows(out / "per_image.csv"))
     assert len({row.run_key for row in rows}) == len(rows) == 4
     assert all(a.psnr_db != b.psnr_db for a, b in zip(rows[:2], rows[2:], strict=True))
@@ -146,9 +146,9 @@ def test_whatever_determines_a_result_changes_its_key(data: Path, tmp_path: Path
 
 def test_a_changed_image_computes_anew(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    main(command(data, out, methods="pinv"))
+    main(command(data, out, methods="backprojection"))
     Image.open(data / "tiny/0.png").rotate(180).save(data / "tiny/0.png")
-    main(command(data, out, methods="pinv"))
+    main(command(data, out, methods="backprojection"))
     names = [row.image for row in read_rows(out / "per_image.csv")]
     assert names == ["0", "1", "2", "0", "1", "2", "0", "0"]
 
@@ -188,8 +188,8 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
 @on_slurm
 def test_more_processes_than_images(data: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(command(data, one, "--limit", "1", methods="pinv")) == 0
-    assert two_processes(command(data, two, "--limit", "1", methods="pinv"), tmp_path)[0] == [0, 0]
+    assert main(command(data, one, "--limit", "1", methods="backprojection")) == 0
+    assert two_processes(command(data, two, "--limit", "1", methods="backprojection"), tmp_path)[0] == [0, 0]
     rows, expected = table(two), table(one)
     assert len(rows) == len(list(read_rows(two / "per_image.csv")))
     assert {key: row["psnr_db"] for key, row in rows.items()} == {k: row["psnr_db"] for k, row in expected.items()}
@@ -199,7 +199,7 @@ def test_more_processes_than_images(data: Path, tmp_path: Path) -> None:
 def test_two_processes_give_the_rows_of_one(data: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     network = str(save_network(tmp_path / "network.safetensors"))
-    methods = f"pinv,{network}"
+    methods = f"backprojection,{network}"
     assert main(command(data, one, "--noise", "3", methods=methods)) == 0
     arguments = command(data, two, "--noise", "3", "--devices", "2", methods=methods)
     environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "WORLD_SIZE")}
@@ -283,7 +283,7 @@ def two_processes(words: list[str], folder: Path) -> tuple[list[int], list[str],
 @pytest.mark.slow
 @on_slurm
 def test_processes_that_slurm_starts_share_the_images(data: Path, tmp_path: Path) -> None:
-    statuses, printed, _ = two_processes(command(data, tmp_path / "out", methods="pinv"), tmp_path)
+    statuses, printed, _ = two_processes(command(data, tmp_path / "out", methods="backprojection"), tmp_path)
     assert statuses == [0, 0]
     assert "report.md" in printed[0]
     assert not printed[1]
@@ -294,7 +294,7 @@ def test_processes_that_slurm_starts_share_the_images(data: Path, tmp_path: Path
 @on_slurm
 def test_a_mistake_met_by_one_of_two_processes_is_one_line(data: Path, tmp_path: Path) -> None:
     (data / "tiny/1.png").write_bytes((data / "tiny/1.png").read_bytes()[:60])
-    statuses, _, printed = two_processes(command(data, tmp_path / "out", methods="pinv"), tmp_path)
+    statuses, _, printed = two_processes(command(data, tmp_path / "out", methods="backprojection"), tmp_path)
     assert statuses[0] == 2
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -306,8 +306,8 @@ def test_a_mistake_met_by_one_of_two_processes_is_one_line(data: Path, tmp_path:
 def test_batches_do_not_change_the_scores(data: Path, tmp_path: Path) -> None:
     network = str(save_network(tmp_path / "network.safetensors"))
     single, batched = tmp_path / "single", tmp_path / "batched"
-    main(command(data, single, methods=f"pinv,{network}"))
-    main(command(data, batched, "--batch_size", "2", methods=f"pinv,{network}"))
+    main(command(data, single, methods=f"backprojection,{network}"))
+    main(command(data, batched, "--batch_size", "2", methods=f"backprojection,{network}"))
     rows, expected = table(batched), table(single)
     assert rows.keys() == expected.keys()
     for key, row in rows.items():
@@ -354,9 +354,9 @@ def test_networks_use_bf16_where_the_processor_has_it(
     monkeypatch.setattr("cs_models.precision._processor_has_bf16", lambda: native)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     network = str(save_network(tmp_path / "network.safetensors"))
-    assert main(command(data, tmp_path / "out", "--limit", "1", methods=f"pinv,{network}")) == 0
+    assert main(command(data, tmp_path / "out", "--limit", "1", methods=f"backprojection,{network}")) == 0
     precisions = {row.method: row.precision for row in read_rows(tmp_path / "out/per_image.csv")}
-    assert precisions == {"pinv": "fp32", network: expected}
+    assert precisions == {"backprojection": "fp32", network: expected}
 
 
 @pytest.mark.slow
@@ -375,7 +375,9 @@ def test_settings_that_come_back_count_again(data: Path, tmp_path: Path) -> None
         (tmp_path / str(seed)).mkdir()
         np.save(tmp_path / f"{seed}/phi.npy", np.random.RandomState(seed).randn(64, 64) / 8)
     for seed in (0, 1, 0):
-        words = command(data, tmp_path / "out", "--operator", str(tmp_path / f"{seed}/phi.npy"), methods="pinv")
+        words = command(
+            data, tmp_path / "out", "--operator", str(tmp_path / f"{seed}/phi.npy"), methods="backprojection"
+        )
         assert main(words) == 0
         reports.append((tmp_path / "out/summary.csv").read_text())
     assert reports[0] == reports[2] != reports[1]
@@ -386,7 +388,7 @@ def test_the_picture_beside_a_reconstruction_is_its_own(data: Path, tmp_path: Pa
     for folder, size in (("a", 40), ("b", 48)):
         (tmp_path / folder).mkdir()
         Image.fromarray(np.full((size, size), 9, np.uint8)).save(tmp_path / folder / "photo.png")
-        assert main(command(data, out, "--image", str(tmp_path / folder / "photo.png"), methods="pinv")) == 0
+        assert main(command(data, out, "--image", str(tmp_path / folder / "photo.png"), methods="backprojection")) == 0
     for row, size in zip(ResultsFile(out).rows(), (40, 48), strict=True):
         pictures = Pictures.of_row(out, row)
         assert Image.open(pictures.original).size == Image.open(pictures.reconstruction).size == (size, size)
@@ -396,7 +398,7 @@ def test_a_changed_matrix_file_counts_alone(data: Path, tmp_path: Path) -> None:
     for seed, limit in ((0, "3"), (1, "1")):
         np.save(tmp_path / "phi.npy", np.random.RandomState(seed).randn(64, 64) / 8)
         words = command(
-            data, tmp_path / "out", "--operator", str(tmp_path / "phi.npy"), "--limit", limit, methods="pinv"
+            data, tmp_path / "out", "--operator", str(tmp_path / "phi.npy"), "--limit", limit, methods="backprojection"
         )
         assert main(words) == 0
     with (tmp_path / "out/summary.csv").open(newline="") as file:
@@ -409,8 +411,8 @@ def test_one_result_under_two_names_is_two_rows(data: Path, tmp_path: Path) -> N
     out, first, second = tmp_path / "out", save_network(tmp_path / "first.safetensors"), tmp_path / "second.safetensors"
     shutil.copytree(data / "tiny", data / "again")
     shutil.copy(first, second)
-    assert main(command(data, out, methods=f"pinv,{first}")) == 0
-    assert main(command(data, out, "--datasets", "again", methods=f"pinv,{second}")) == 0
+    assert main(command(data, out, methods=f"backprojection,{first}")) == 0
+    assert main(command(data, out, "--datasets", "again", methods=f"backprojection,{second}")) == 0
     counts = Counter((row.method, row.dataset, row.ratio) for row in read_rows(out / "per_image.csv"))
     assert len(counts) == 8
     assert set(counts.values()) == {3}
@@ -461,7 +463,7 @@ def test_what_was_reconstructed_before_a_mistake_is_scored(
 ) -> None:
     (data / "tiny/1.png").write_bytes((data / "tiny/1.png").read_bytes()[:60])
     monkeypatch.setattr("cs_models.evaluation.loop._Worker._overlaps", True)
-    assert main(command(data, tmp_path / "out", "--ratios", "0.1", methods="pinv")) == 2
+    assert main(command(data, tmp_path / "out", "--ratios", "0.1", methods="backprojection")) == 2
     assert [row.image for row in read_rows(tmp_path / "out/per_image.csv")] == ["0"]
 
 
@@ -588,10 +590,10 @@ def test_constant_measurements_stay_when_quantised() -> None:
 
 def test_pictures_are_written_for_the_first_image_or_for_all(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    main(command(data, out, methods="pinv"))
-    assert len(list(out.glob("images/tiny-*/*/*/pinv_*.png"))) == 2
-    main(command(data, out, "--save_images", methods="pinv"))
-    assert len(list(out.glob("images/tiny-*/*/*/pinv_*.png"))) == 6
+    main(command(data, out, methods="backprojection"))
+    assert len(list(out.glob("images/tiny-*/*/*/backprojection_*.png"))) == 2
+    main(command(data, out, "--save_images", methods="backprojection"))
+    assert len(list(out.glob("images/tiny-*/*/*/backprojection_*.png"))) == 6
     assert len(list(out.glob("images/tiny-*/*/original_luminance.png"))) == 3
 
 

@@ -11,11 +11,13 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.numerics import for_good
 from cs_models.progress import Progress
 from datamodules.catalog import load_set
 
 
 @lru_cache(maxsize=4)
+@for_good()
 def second_moment(training_sets: tuple[str, ...], block_size: int, data_dir: str | Path | None = None) -> Tensor:
     """Mean of ``x x^T`` over the BxB luminance blocks of image sets, and over their flips and rotations.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -24,6 +25,16 @@ def all_settled(active: Tensor, iteration: int) -> bool:
     if active.device.type != "cpu" and iteration % LOOK_EVERY:
         return False
     return not bool(active.any())
+
+
+@contextmanager
+def for_good() -> Iterator[None]:
+    """A context, and a decorator, for making tensors that are kept: those of inference mode never allow a gradient."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:

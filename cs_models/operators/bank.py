@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.numerics import for_good
 from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.components import check_block_size, principal_rows, principal_source
@@ -170,9 +171,10 @@ class SamplingBank:
     def matrix(self, ratio: float, index: int = 0, device: torch.device | str | None = None) -> Tensor:
         """Matrix number `index` for a ratio, ``(M, B^2)`` float32 with orthonormal rows; by default where torch makes
         tensors."""
-        if index not in self._matrices:
-            self._matrices[index] = self._largest(index)
-        self._matrices[index] = self._matrices[index].to(device or torch.get_default_device())
+        with for_good():
+            if index not in self._matrices:
+                self._matrices[index] = self._largest(index)
+            self._matrices[index] = self._matrices[index].to(device or torch.get_default_device())
         return self._matrices[index][: self._rows(ratio)]
 
     def _largest(self, index: int) -> Tensor:
@@ -203,6 +205,7 @@ class SamplingBank:
             self._operators[key] = self._first_operator(ratio, index, image_size, device)
         return self._operators[key].with_noise(noise_sigma).permuted(permutation_seed)
 
+    @for_good()
     def _first_operator(
         self, ratio: float, index: int, image_size: tuple[int, int], device: torch.device | str
     ) -> MeasurementOperator:

@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.numerics import for_good
 from cs_models.operators.matrices import orthonormal_rows
 
 # Block sizes whose components are part of the package, and the sha256 of their files, which the command of
@@ -65,6 +66,7 @@ def _shipped_path(block_size: int) -> Path:
 
 
 @lru_cache(maxsize=2)
+@for_good()
 def _shipped(block_size: int) -> Tensor:
     return read_components(_shipped_path(block_size), SHA256[block_size])
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.host_memory import check_memory
+from cs_models.numerics import for_good
 from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.checks import check_image_size
 from cs_models.operators.matrices import check_ratio
@@ -138,6 +139,7 @@ class RadonOperator(MeasurementOperator):
         weights = torch.cholesky_solve(right, factor) if triangular else factor @ (factor.T @ right)
         return self.adjoint(rearrange(weights, "(v d) (n c) -> n c v d", v=self.views, c=y.shape[1])).to(y.dtype)
 
+    @for_good()
     def _factorise(self, device: torch.device) -> tuple[Tensor, bool]:
         """A matrix F in float64, and whether it is the Cholesky factor of ``A A^T``; else ``(A A^T)^+ = F F^T``."""
         count = self.views * self.detectors
@@ -157,6 +159,7 @@ class RadonOperator(MeasurementOperator):
         kept = values > 1e-12 * values[-1]
         return vectors[:, kept] / values[kept].sqrt(), False
 
+    @for_good()
     def _sparse(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A and its transpose; kept, since they take longer to make than to apply."""
         if (device, dtype) not in self._matrices:

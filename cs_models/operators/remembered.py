@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from cs_models.numerics import for_good
+
 T = TypeVar("T")
 
 
@@ -34,7 +36,8 @@ class Remembered(Generic[T]):
         known = [reference() for reference in self._tensors]
         same = len(known) == len(tensors) and all(a is b for a, b in zip(known, tensors, strict=True))
         if not (self._value and same and versions == self._versions):
-            self._value = (compute(),)
+            with for_good():
+                self._value = (compute(),)
             self._tensors, self._versions = tuple(map(weakref.ref, tensors)), versions
         return self._value[0]
 

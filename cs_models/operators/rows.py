@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cs_models.errors import UserError
+from cs_models.numerics import for_good
 
 # Numbers rounded to float32 leave singular values of at most 4e-8 of the largest where they should be 0: the roundings
 # are a random matrix of 3e-8 times the entries, and the norm of a random matrix is the least that entries can have.
@@ -62,9 +63,10 @@ class RowSpace:
             UserError: for a matrix of zeros.
         """
         if self._factors is None:
-            u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
-            kept = s > rank_tolerance(matrix) * s[0]
-            if not kept.any():
-                raise UserError(NOTHING_MEASURED)
-            self._factors = Factors(u[:, kept] / s[kept], vt[kept], s[kept])
+            with for_good():
+                u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
+                kept = s > rank_tolerance(matrix) * s[0]
+                if not kept.any():
+                    raise UserError(NOTHING_MEASURED)
+                self._factors = Factors(u[:, kept] / s[kept], vt[kept], s[kept])
         return self._factors

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cs_models.numerics import for_good
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.operators.scaled import at_unit_norm
@@ -60,7 +61,8 @@ def whitening(operator: MatrixOperator, most_noise: float = TOO_NOISY) -> Whiten
     """
     key = "whitening", operator.noise_sigma, most_noise
     if key not in operator.derived or operator.derived[key][0] is not operator.matrix:
-        operator.derived[key] = operator.matrix, _whitening(operator, most_noise)
+        with for_good():
+            operator.derived[key] = operator.matrix, _whitening(operator, most_noise)
     known: Whitening = operator.derived[key][1]
     return known
 
@@ -101,7 +103,8 @@ def as_trained(y: Tensor, operator: MeasurementOperator) -> tuple[Tensor, Measur
         return y, operator
     key = "as trained"
     if key not in operator.derived or operator.derived[key][0] is not operator.matrix:
-        operator.derived[key] = operator.matrix, _dimmed(operator)
+        with for_good():
+            operator.derived[key] = operator.matrix, _dimmed(operator)
     dimmed = operator.derived[key][1]
     if dimmed is None:
         return y, operator

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cs_models.errors import UserError
 from cs_models.moments import second_moment
-from cs_models.numerics import conjugate_gradients
+from cs_models.numerics import conjugate_gradients, for_good
 from cs_models.operators.base import MatrixOperator, MeasurementOperator
 from cs_models.operators.block import BlockOperator
 from cs_models.operators.column import ColumnOperator
@@ -122,7 +122,8 @@ class LinearEstimate(Reconstructor):
         known = self._latest
         if known is None or known[0] is not operator.matrix or known[1] != operator.noise_sigma:
             moment = second_moment((self.training_set,), operator.block_size)
-            estimator = linear_estimator(operator.matrix, moment, operator.noise_sigma)
+            with for_good():
+                estimator = linear_estimator(operator.matrix, moment, operator.noise_sigma)
             self._latest = known = (operator.matrix, operator.noise_sigma, estimator)
         return known[2]
 

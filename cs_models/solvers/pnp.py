@@ -13,6 +13,7 @@ from torch import Tensor
 from cs_models.errors import UserError
 from cs_models.numerics import relative
 from cs_models.operators.base import MeasurementOperator
+from cs_models.precision import full_precision
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import as_json, check_measurements, column_norm
 from cs_models.solvers.convex import ConvexSolver, DataProximal, State, constant_image, solution
@@ -39,6 +40,7 @@ class DCTDenoiser:
     block_size: int = 8
     threshold: float = 3.0
 
+    @full_precision
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """Denoise images ``(N, C, H, W)``, each channel by itself.
 

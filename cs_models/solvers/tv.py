@@ -148,7 +148,10 @@ class TotalVariation(ConvexSolver):
 
 
 def gradient(x: Tensor) -> Tensor:
-    """Differences to the next row and to the next column, 0 at the end: ``(N, C, H, W)`` to ``(N, 2, C, H, W)``."""
+    """Differences to the next row and to the next column, 0 at the end: ``(N, C, H, W)`` to ``(N, 2, C, H, W)``.
+
+    It is written in place, so not for autograd.
+    """
     g = x.new_zeros(len(x), 2, *x.shape[1:])
     torch.sub(x[..., 1:, :], x[..., :-1, :], out=g[:, 0, :, :-1])
     torch.sub(x[..., 1:], x[..., :-1], out=g[:, 1, ..., :-1])

@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cs_models.numerics import for_good
 from cs_models.precision import full_precision
 
 DENSE_BELOW = 65  # up to 64 samples a matrix product beats every FFT
@@ -103,6 +104,7 @@ def idct(x: Tensor, dim: int = -1) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@for_good()
 def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
     """The orthonormal DCT-II as a matrix ``(n, n)``: ``dct(x) = C x``. Treat it as read-only."""
     frequency = torch.arange(n, dtype=torch.float64)[:, None]

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cs_models.errors import UserError, nearest
+from cs_models.numerics import for_good
 from cs_models.precision import full_precision
 from cs_models.transforms.dct import OrthonormalTransform
 
@@ -56,7 +57,7 @@ class Wavelet2d(OrthonormalTransform):
         signal = coefficients.clone()
         for level in reversed(range(self.levels)):
             corner = signal[..., : signal.shape[-2] >> level, : signal.shape[-1] >> level]
-            corner.copy_(self._join(self._join(corner.mT).mT))
+            corner.copy_(self._join(self._join(corner.mT.clone()).mT))  # a copy, which autograd may keep
         return signal
 
     def _check(self, x: Tensor) -> None:
@@ -90,12 +91,14 @@ class Wavelet2d(OrthonormalTransform):
 
 
 @lru_cache(maxsize=64)
+@for_good()
 def _around(count: int, length: int, device: torch.device) -> Tensor:
     """The first numbers of 0 .. length - 1, 0 .. length - 1, and so on, ``(count,)``. Treat it as read-only."""
     return torch.arange(count, device=device) % length
 
 
 @lru_cache(maxsize=16)
+@for_good()
 def _filters(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The low and the high filter of a wavelet, ``(2, 1, taps)``. Treat it as read-only."""
     wavelet = pywt.Wavelet(name)

@@ -6,6 +6,7 @@ them runs nothing itself: no threads, no state, no accelerator. Windows cannot f
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import multiprocessing
@@ -160,6 +161,7 @@ def _become(variables: Mapping[str, str], folder: Path | str, streams: Sequence[
     os.chdir(folder)
     for stream, number in zip(streams, (1, 2), strict=True):
         os.dup2(stream, number)
+    faulthandler.enable(2)  # a crash says where
     if METHOD == "forkserver":
         multiprocessing.set_start_method("fork", force=True)  # for data workers, as in any other process
     import torch

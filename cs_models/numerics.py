@@ -1,4 +1,7 @@
-"""Norms, inner products and linear systems of a batch, one value or one system per image."""
+"""Norms, inner products and linear systems of a batch, one value or one system per image.
+
+And how tensors are made that outlive a call or that a graph is recorded of.
+"""
 
 from __future__ import annotations
 

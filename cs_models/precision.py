@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import torch
@@ -97,11 +98,11 @@ def full_precision(
 
     @functools.wraps(method)
     def wrapped(self: Owner, tensor: Tensor, *rest: Rest.args, **named: Rest.kwargs) -> Tensor:
-        with no_tf32():
-            if not torch.is_autocast_enabled(tensor.device.type):  # to enter a context takes as long as a small product
-                return method(self, tensor, *rest, **named)
-            with torch.autocast(tensor.device.type, enabled=False):
-                return method(self, tensor, *rest, **named)
+        kind = tensor.device.type
+        # To enter autocast's context takes as long as a small product.
+        own = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+        with own, no_tf32():
+            return method(self, tensor, *rest, **named)
 
     return wrapped
 

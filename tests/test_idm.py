@@ -181,7 +181,7 @@ def test_gradients_equal_plain_autograd(steps: int, injector_kernel: int | None)
     network = tiny(steps=steps, injector_kernel=injector_kernel).double()
     randomise_scalars(network)
     operator = structured().double()
-    x = torch.rand(1, 1, 16, 16, dtype=torch.float64)
+    x = torch.rand(2, 1, 16, 16, dtype=torch.float64)
     network.set_invertible("none")
     expected = gradients(network, operator, x)
     for invertible in ("steps", "blocks", "both"):

@@ -60,7 +60,7 @@ def test_a_denoiser() -> None:
     gradient_after_inference(lambda x: DCTDenoiser()(x, 0.1), torch.rand(1, 1, *SIZE))
 
 
-def test_a_matrix_of_ones_own_and_the_linear_estimate() -> None:
+def test_an_own_matrix_and_the_linear_estimate() -> None:
     operator = BlockOperator(gaussian_matrix(12, 64, 0).float(), SIZE, noise_sigma=0.01)
 
     def trained(y: Tensor) -> Tensor:

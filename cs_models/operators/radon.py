@@ -159,17 +159,17 @@ class RadonOperator(MeasurementOperator):
         kept = values > 1e-12 * values[-1]
         return vectors[:, kept] / values[kept].sqrt(), False
 
-    @for_good()
     def _sparse(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A and its transpose; kept, since they take longer to make than to apply."""
         if (device, dtype) not in self._matrices:
             shape = self.views * self.detectors, math.prod(self.image_size)
-            weights = self.weights.to(device, dtype)
-            rows, columns = self.rows.to(device), self.columns.to(device)
-            self._matrices[device, dtype] = (
-                _compressed(rows, columns, weights, shape),
-                _compressed(columns, rows, weights, shape[::-1]),
-            )
+            with for_good():
+                weights = self.weights.to(device, dtype)
+                rows, columns = self.rows.to(device), self.columns.to(device)
+                self._matrices[device, dtype] = (
+                    _compressed(rows, columns, weights, shape),
+                    _compressed(columns, rows, weights, shape[::-1]),
+                )
         return self._matrices[device, dtype]
 
 

@@ -103,7 +103,8 @@ class LinearEstimate(Reconstructor):
             return operator(filtered(k, 1 / (spectrum + operator.noise_sigma**2)))
 
         mean = torch.full((1, 1, height, width), field.mean, dtype=y.real.dtype, device=y.device)
-        right, orthonormal = y - operator(mean), has_orthonormal_rows(operator)
+        right = y - operator(mean)
+        orthonormal = has_orthonormal_rows(operator)
         if orthonormal:
             # Of noise on a Fourier coefficient and on its conjugate, which is measured too, a part explains no image.
             # The preconditioner does not see it, so that the iterations would never be done with it.

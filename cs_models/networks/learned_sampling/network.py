@@ -21,7 +21,7 @@ from cs_models.operators import BlockOperator, MeasurementOperator, Sampling
 from cs_models.operators.carried import same_matrix
 from cs_models.operators.learned import LearnedBlocks
 from cs_models.operators.remembered import Remembered
-from cs_models.precision import no_tf32
+from cs_models.precision import full_precision
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.options import Training
 
@@ -39,10 +39,11 @@ class Sensing(nn.Module):
         self.sampling = sampling
         self.back = back
 
+    @full_precision
     def initial(self, y: Tensor, operator: BlockOperator) -> Tensor:
         """The initial estimate ``A^+ y`` of whole blocks ``(N, 1, H, W)``, in float32 even under autocast."""
-        with torch.autocast(y.device.type, enabled=False), no_tf32():
-            return self.back(rearrange(y, "n 1 (h w) m -> n m h w", h=operator.grid[0]))
+        estimate: Tensor = self.back(rearrange(y, "n 1 (h w) m -> n m h w", h=operator.grid[0]))
+        return estimate
 
     def normal(self, x: Tensor) -> Tensor:
         """``A^+ A x`` of images of whole blocks ``(N, 1, H, W)``."""

@@ -16,16 +16,16 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
+from unittest.mock import patch
 
 import torch
 import torch.utils.backend_registration as backends
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 PACKAGE = f"{Path(__file__).resolve().parent.parent / 'cs_models'}{os.sep}"
@@ -49,7 +49,11 @@ SCATTERED = {
     aten.replication_pad2d_backward, aten._adaptive_avg_pool2d_backward, aten.adaptive_max_pool2d_backward,
     aten.grid_sampler_2d_backward, aten.max_unpool2d, aten.index_select_backward,
 }  # fmt: skip
+COPIES = {aten.copy_, aten._to_copy}
+INDEXED = {aten.index, aten.index_put, aten.index_put_}
+ACCUMULATING = {aten.index_put, aten.index_put_, aten._index_put_impl_}
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution, aten.mv, aten.dot}
+NOTED = READS | SCATTERED | COPIES | INDEXED | ACCUMULATING | PRODUCTS
 # What CUDA's autocast casts to the lower precision, and what to float32, of all that occurs here.
 LOWER = (
     "conv1d", "conv1d.padding", "conv2d", "conv2d.padding", "conv3d", "conv_transpose1d", "conv_transpose2d.input",
@@ -143,15 +147,14 @@ class WrongDeviceError(RuntimeError):
     """Operands on different devices, or something else that an accelerator refuses."""
 
 
-class _FromNumbers(TorchFunctionMode):
-    """Tensors from Python's numbers, which torch makes on the CPU and copies below of where a dispatch mode looks."""
+def _from_numbers(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``torch.tensor``, which makes tensors on the CPU and copies them below of where a dispatch mode looks."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        device = kwargs.get("device")
-        if func not in (torch.tensor, torch.as_tensor) or device is None or torch.device(device).type != NAME:
-            return func(*args, **kwargs)
-        return func(*args, **(kwargs | {"device": "cpu"})).to(device)
+    def wrapped(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+        tensor = make(*args, **kwargs)
+        return tensor if device is None else tensor.to(device)
+
+    return wrapped
 
 
 class Rehearsal(TorchDispatchMode):
@@ -168,21 +171,33 @@ class Rehearsal(TorchDispatchMode):
         self.waits: Counter[tuple[str, str]] = Counter()
         self.inexact: set[str] = set()
         self.scattered: set[str] = set()
-        self._from_numbers = _FromNumbers()
+        self._patches = ExitStack()
 
     def __enter__(self) -> Self:
-        self._from_numbers.__enter__()
+        for name in ("tensor", "as_tensor"):
+            self._patches.enter_context(patch.object(torch, name, _from_numbers(getattr(torch, name))))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._from_numbers.__exit__(*error)
+        self._patches.close()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to keep that from each operation takes as long as some of them
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        tensors = [*_tensors(args), *_tensors(kwargs)]
-        remote = any(isinstance(tensor, Remote) for tensor in tensors)
-        target = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+        kwargs = dict(kwargs) if kwargs else {}
+        tensors: list[Tensor] = []
+
+        def near(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return tensor.inner if type(tensor) is Remote else tensor
+
+        near_args = _each(near, args)
+        near_kwargs = _each(near, kwargs) if kwargs else kwargs
+        remote = Remote in map(type, tensors)
+        target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         there = remote if target is None else target.type == NAME
         if not remote and not there:
             return func(*args, **kwargs)
@@ -190,11 +205,12 @@ class Rehearsal(TorchDispatchMode):
         if packet is aten._fused_sdp_choice:
             return 0  # attention from plain products
         self._check(packet, tensors, args, kwargs, there)
-        self._note(packet, tensors, args, kwargs, there)
+        if packet in NOTED:
+            self._note(packet, tensors, args, kwargs, there)
         if target is not None:
-            kwargs["device"] = torch.device("cpu")
-        kwargs.pop("pin_memory", None)
-        result = func(*_each(_near, args), **_each(_near, kwargs))
+            near_kwargs["device"] = torch.device("cpu")
+        near_kwargs.pop("pin_memory", None)
+        result = func(*near_args, **near_kwargs)
         if packet is aten.copy_:
             return args[0]
         if not there:
@@ -204,11 +220,10 @@ class Rehearsal(TorchDispatchMode):
 
     def _check(self, packet: Any, tensors: list[Tensor], args: Any, kwargs: dict[str, Any], there: bool) -> None:
         """Refuse what CUDA refuses."""
-        strangers = [tensor for tensor in tensors if not isinstance(tensor, Remote) and tensor.ndim > 0]
-        copies = (aten.copy_, aten._to_copy, aten.index, aten.index_put, aten.index_put_)
-        if strangers and len(strangers) < len(tensors) and packet not in copies:
+        strangers = [tensor for tensor in tensors if type(tensor) is not Remote and tensor.ndim > 0]
+        if strangers and len(strangers) < len(tensors) and packet not in COPIES and packet not in INDEXED:
             raise WrongDeviceError(f"{packet} at {place()}: operands on {NAME} and on the CPU")
-        if packet in copies[2:] and tensors[0] in strangers and len(strangers) < len(tensors):
+        if strangers and packet in INDEXED and tensors[0] is strangers[0] and len(strangers) < len(tensors):
             raise WrongDeviceError(f"{packet} at {place()}: an index on {NAME} into a tensor on the CPU")
         generator = kwargs.get("generator")
         if there and generator is not None and generator.device.type == "cpu":
@@ -223,9 +238,7 @@ class Rehearsal(TorchDispatchMode):
             self._note_copy(isinstance(args[1], Remote), isinstance(args[0], Remote), non_blocking)
         elif packet in READS or _counts_places(packet, args):
             self.waits[place(), "read"] += 1
-        elif packet in (aten.index, aten.index_put, aten.index_put_) and not all(
-            isinstance(tensor, Remote) for tensor in tensors
-        ):
+        elif packet in INDEXED and not all(isinstance(tensor, Remote) for tensor in tensors):
             self.waits[place(), "from host"] += 1
         if packet in SCATTERED or _accumulates(packet, args):
             self.scattered.add(place())
@@ -244,16 +257,6 @@ class Rehearsal(TorchDispatchMode):
             self.waits[place(), "from host"] += 1
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
 def _each(change: Callable[[Tensor], Any], value: Any) -> Any:
     """A nest of arguments with its tensors changed; torch's own function for it takes most of a rehearsal's time."""
     if isinstance(value, Tensor):
@@ -261,10 +264,6 @@ def _each(change: Callable[[Tensor], Any], value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)([_each(change, item) for item in value])
     return {key: _each(change, item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _near(tensor: Tensor) -> Tensor:
-    return tensor.inner if isinstance(tensor, Remote) else tensor
 
 
 @cache
@@ -275,14 +274,14 @@ def _aliases(func: Any) -> bool:
 
 def _counts_places(packet: Any, args: Any) -> bool:
     """Whether an index is a mask, whose true values must be counted; filling under a mask needs no count."""
-    if packet not in (aten.index, aten.index_put, aten.index_put_):
+    if packet not in INDEXED:
         return False
     masked = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return masked and not (len(args) > 2 and args[2].numel() == 1)
 
 
 def _accumulates(packet: Any, args: Any) -> bool:
-    return packet in (aten.index_put, aten.index_put_, aten._index_put_impl_) and len(args) > 3 and bool(args[3])
+    return packet in ACCUMULATING and len(args) > 3 and bool(args[3])
 
 
 def _allows_tf32() -> bool:

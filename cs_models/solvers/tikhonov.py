@@ -29,26 +29,29 @@ def smooth_image(y: Tensor, operator: MeasurementOperator, weight: float, iterat
         Images ``(N, C, H, W)``.
     """
     transform = DCT2d()
-    x = torch.zeros_like(operator.adjoint(y))
-    laplacian = _laplacian_spectrum(x)
+    projection = operator.adjoint(y)
+    laplacian = _laplacian_spectrum(projection)
     # Eigenvalues near 0, as that of the constant image, would let rounding errors grow from step to step.
     regular = laplacian + 1e-3
     regular[0, 0] = regular.flatten()[1:].min() if regular.numel() > 1 else 1
     preconditioner = 1 / regular
-    tiny = torch.finfo(x.dtype).tiny
+    tiny = torch.finfo(projection.dtype).tiny
 
-    residual = operator.adjoint(y)
-    smooth = transform.synthesis(transform.analysis(residual) * preconditioner)
-    direction, size = smooth, image_dot(residual, smooth)
+    # All but A is diagonal in the DCT, which keeps inner products: these are coefficients.
+    residual = transform.analysis(projection)
+    x = torch.zeros_like(residual)
+    direction = smooth = residual * preconditioner
+    size = image_dot(residual, smooth)
     for _ in range(iterations):
-        curved = operator.normal(direction) + weight * transform.synthesis(transform.analysis(direction) * laplacian)
+        measured = transform.analysis(operator.normal(transform.synthesis(direction)))
+        curved = measured + weight * laplacian * direction
         length = per_image(size / image_dot(direction, curved).clamp_min(tiny), x)
         x = x + length * direction
         residual = residual - length * curved
-        smooth = transform.synthesis(transform.analysis(residual) * preconditioner)
+        smooth = residual * preconditioner
         previous, size = size, image_dot(residual, smooth)
         direction = smooth + per_image(size / previous.clamp_min(tiny), x) * direction
-    return x
+    return transform.synthesis(x)
 
 
 def _laplacian_spectrum(like: Tensor) -> Tensor:

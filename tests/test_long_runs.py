@@ -231,6 +231,8 @@ def test_split_weights(tiny_images: Path, tmp_path: Path) -> None:
         words += [f"--ckpt_path={path}" for end in more for path in whole.glob(f"run/checkpoints/*{end}")]
         statuses, log = finish(words, out, processes, fsdp)
         assert statuses == [0] * processes, log
+        assert "Warning" not in log
+        assert "recommended" not in log
     assert_nearly_same_weights(tmp_path / "one", whole, 4, 1e-3)
     assert_same_weights(tmp_path / "resumed", whole)
     (whole / "run/checkpoints/last.ckpt").write_bytes(b"PK\x03\x04 torn")

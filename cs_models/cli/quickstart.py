@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         print(f"error: quickstart takes no options; got '{words[0]}'", file=sys.stderr)
         return 2
-    print(f"This takes about {_minutes()} minutes on two processor cores.")
+    print("This takes about 2 minutes on two processor cores.")
     _say("train.py", TRAIN)
     try:
         folder = train.train(TRAIN).trainer.log_dir or "."
@@ -49,14 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status == 0:
         print(f"\nreport: {Path('results/quickstart/report.md').resolve()}")
     return status
-
-
-def _minutes() -> int:
-    import torch
-
-    from cs_models.precision import computes_bf16
-
-    return 2 if torch.cuda.is_available() or computes_bf16(torch.device("cpu")) else 4
 
 
 def _say(program: str, words: Sequence[str]) -> None:

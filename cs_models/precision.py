@@ -16,6 +16,8 @@ from torch import Tensor
 Owner = TypeVar("Owner")
 Rest = ParamSpec("Rest")
 
+# Settings by which float32 keeps all of its bits.
+EXACT = frozenset((False, "highest", "ieee", "none"))
 # What bfloat16 costs where it is emulated: 32-channel 3x3 convolutions on an AVX2 processor.
 EMULATED_BF16 = "about 15 times slower than float32"
 
@@ -63,7 +65,8 @@ def forbid_tf32() -> None:
     speed asks for bfloat16. Training calls this, for its backward passes; all else that must be exact, operators and
     transforms and `Reconstructor.solve`, is in a `no_tf32` context.
     """
-    _restore(dict.fromkeys(_by_name(), "ieee") if _mixed() else {"convolutions": False, "products": "highest"})
+    by_older_names = "products" in _settings()
+    _restore({"convolutions": False, "products": "highest"} if by_older_names else dict.fromkeys(_by_name(), "ieee"))
 
 
 class no_tf32:
@@ -78,7 +81,7 @@ class no_tf32:
         self._before = None
         if not torch.compiler.is_compiling():
             before = _settings()
-            if not set(before.values()) <= {False, "highest", "ieee", "none"}:
+            if not EXACT.issuperset(before.values()):
                 self._before = before
                 forbid_tf32()
         return self
@@ -107,24 +110,17 @@ def full_precision(
     return wrapped
 
 
-def _mixed() -> bool:
-    """Whether the settings were made by torch's newer names, so that reading the older ones is an error."""
-    try:
-        torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    except RuntimeError:
-        return True
-    return False
-
-
 def _by_name() -> dict[str, Any]:
     cudnn = torch.backends.cudnn
     return {"conv": cudnn.conv, "rnn": cudnn.rnn, "matmul": torch.backends.cuda.matmul}  # type: ignore[attr-defined]
 
 
 def _settings() -> dict[str, Any]:
-    if _mixed():
+    """By torch's older names, or by its newer ones where they were used, after which the older cannot be read."""
+    try:
+        return {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.get_float32_matmul_precision()}
+    except RuntimeError:
         return {name: part.fp32_precision for name, part in _by_name().items()}
-    return {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.get_float32_matmul_precision()}
 
 
 def _restore(settings: dict[str, Any]) -> None:

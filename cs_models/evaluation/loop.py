@@ -112,7 +112,8 @@ class _Worker:
 
     def _run_cases(self) -> None:
         total = sum(len(self._share(case)) for case in self.plan.cases)
-        with Progress(total, unit="images", hidden=self.rank > 0) as bar:
+        unit = "images" if self.world_size == 1 else "images of the first process"
+        with Progress(total, unit=unit, hidden=self.rank > 0) as bar:
             for case in self.plan.cases:
                 bar.about(f"{case.candidate.spec.text} {case.images.set_name} {case.candidate.ratio:g}")
                 with case.candidate.memory_in_one_line(case.images.set_name):

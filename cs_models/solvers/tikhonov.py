@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cs_models.numerics import image_dot, per_image
+from cs_models.numerics import conjugate_gradients
 from cs_models.operators.base import MeasurementOperator
 from cs_models.transforms.dct import DCT2d
 
@@ -35,23 +35,14 @@ def smooth_image(y: Tensor, operator: MeasurementOperator, weight: float, iterat
     regular = laplacian + 1e-3
     regular[0, 0] = regular.flatten()[1:].min() if regular.numel() > 1 else 1
     preconditioner = 1 / regular
-    tiny = torch.finfo(projection.dtype).tiny
 
-    # All but A is diagonal in the DCT, which keeps inner products: these are coefficients.
-    residual = transform.analysis(projection)
-    x = torch.zeros_like(residual)
-    direction = smooth = residual * preconditioner
-    size = image_dot(residual, smooth)
-    for _ in range(iterations):
-        measured = transform.analysis(operator.normal(transform.synthesis(direction)))
-        curved = measured + weight * laplacian * direction
-        length = per_image(size / image_dot(direction, curved).clamp_min(tiny), x)
-        x = x + length * direction
-        residual = residual - length * curved
-        smooth = residual * preconditioner
-        previous, size = size, image_dot(residual, smooth)
-        direction = smooth + per_image(size / previous.clamp_min(tiny), x) * direction
-    return transform.synthesis(x)
+    # All but A is diagonal in the DCT, which keeps inner products: the iterations run on coefficients.
+    def curvature(coefficients: Tensor) -> Tensor:
+        measured = transform.analysis(operator.normal(transform.synthesis(coefficients)))
+        return measured + weight * laplacian * coefficients
+
+    right = transform.analysis(projection)
+    return transform.synthesis(conjugate_gradients(curvature, right, iterations, lambda k: k * preconditioner))
 
 
 def _laplacian_spectrum(like: Tensor) -> Tensor:

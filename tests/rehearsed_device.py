@@ -16,7 +16,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -171,33 +171,33 @@ class Rehearsal(TorchDispatchMode):
         self.waits: Counter[tuple[str, str]] = Counter()
         self.inexact: set[str] = set()
         self.scattered: set[str] = set()
-        self._patches = ExitStack()
+        self._makers = patch.multiple(
+            torch, tensor=_from_numbers(torch.tensor), as_tensor=_from_numbers(torch.as_tensor)
+        )
 
     def __enter__(self) -> Self:
-        for name in ("tensor", "as_tensor"):
-            self._patches.enter_context(patch.object(torch, name, _from_numbers(getattr(torch, name))))
+        self._makers.start()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._patches.close()
+        self._makers.stop()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and to keep that from each operation takes as long as some of them
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs) if kwargs else {}
+        kwargs = kwargs or {}
         tensors: list[Tensor] = []
 
         def near(tensor: Tensor) -> Tensor:
             tensors.append(tensor)
             return tensor.inner if type(tensor) is Remote else tensor
 
-        near_args = _each(near, args)
-        near_kwargs = _each(near, kwargs) if kwargs else kwargs
+        near_args, near_kwargs = _each(near, args), _each(near, kwargs)
         remote = Remote in map(type, tensors)
-        target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
+        target = None if kwargs.get("device") is None else torch.device(kwargs["device"])
         there = remote if target is None else target.type == NAME
         if not remote and not there:
             return func(*args, **kwargs)
@@ -221,9 +221,10 @@ class Rehearsal(TorchDispatchMode):
     def _check(self, packet: Any, tensors: list[Tensor], args: Any, kwargs: dict[str, Any], there: bool) -> None:
         """Refuse what CUDA refuses."""
         strangers = [tensor for tensor in tensors if type(tensor) is not Remote and tensor.ndim > 0]
-        if strangers and len(strangers) < len(tensors) and packet not in COPIES and packet not in INDEXED:
+        mixed = 0 < len(strangers) < len(tensors)
+        if mixed and packet not in COPIES | INDEXED:
             raise WrongDeviceError(f"{packet} at {place()}: operands on {NAME} and on the CPU")
-        if strangers and packet in INDEXED and tensors[0] is strangers[0] and len(strangers) < len(tensors):
+        if mixed and packet in INDEXED and tensors[0] is strangers[0]:
             raise WrongDeviceError(f"{packet} at {place()}: an index on {NAME} into a tensor on the CPU")
         generator = kwargs.get("generator")
         if there and generator is not None and generator.device.type == "cpu":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -264,11 +264,12 @@ class _Worker:
         """Whether the first image of a size needs no untimed reconstruction before it.
 
         Solvers on the CPU have nothing to warm up but what trying them out before the run has done, and what a network
-        has is little beside the time of a large image.
+        has, where it is not compiled, is little beside the time of a large image.
         """
         if candidate.adaptation is not None:  # whose first steps are little beside the rest, and all would be repeated
             return True
-        return self.plan.device.type == "cpu" and (not candidate.modules or images[0].numel() > LARGE_IMAGE)
+        large = images[0].numel() > LARGE_IMAGE and not self.plan.options.execution.compile
+        return self.plan.device.type == "cpu" and (not candidate.modules or large)
 
     @contextmanager
     def _counting(self, key: SizeKey, images: int = 1) -> Iterator[None]:
@@ -276,7 +277,9 @@ class _Worker:
         if not key[0].modules or key[0].adaptation is not None or key in self._macs:
             yield
             return
-        with CountOperations() as counter:
+        # Else the compiler would try to trace what counts the operations.
+        eagerly = torch.compiler.set_stance("force_eager") if self.plan.options.execution.compile else nullcontext()
+        with eagerly, CountOperations() as counter:
             yield
         self._macs[key] = counter.total // 2 // images
 

@@ -163,6 +163,8 @@ class TrainCLI(LightningCLI):
         self._check_strategy(config)
         if self.config.subcommand == "fit":
             self._choose_folder(config)
+        if config.get("ckpt_path"):  # of course it does, where a training goes on
+            warnings.filterwarnings("ignore", r"Checkpoint directory .* exists and is not empty")
 
     def instantiate_classes(self) -> None:
         try:

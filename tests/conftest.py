@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,14 @@ def _ask_the_driver() -> None:
     torch = sys.modules.get("torch")  # which the process that only distributes the tests does not import
     if torch is not None and not torch.cuda.is_available():
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    """Show a warning of a library's own kind as a plain one, for whose sake no other process imports the library."""
+    if warning_message.category.__module__ != "builtins":
+        warning_message.message = UserWarning(str(warning_message.message))
+        warning_message.category = UserWarning
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -160,7 +160,7 @@ def test_noise_prediction_learns_one_step_at_a_time() -> None:
         return module.training_loss(x, y, operator, step, torch.Generator().manual_seed(seed))
 
     assert loss(0) == loss(0) != loss(0, seed=1)
-    assert len({float(loss(step)) for step in range(20)}) == 2, "one for each of the two steps"
+    assert len({loss(step).item() for step in range(20)}) == 2, "one for each of the two steps"
     loss(0).backward()
     trained = {name for name, parameter in module.network.named_parameters() if parameter.grad is not None}
     assert "alphas" not in trained

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,12 +84,9 @@ def test_the_page(folder: Path, tiny_images: Path) -> None:
     assert trained["provenance"] == "trained"
 
 
-@pytest.mark.slow
-def test_the_script_of_the_page(folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run([sys.executable, "compare.py"], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "'module:my_net.py:build': " in result.stdout
+def test_the_script_of_the_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path("compare.py", run_name="__main__")
+    assert "'module:my_net.py:build': " in capsys.readouterr().out
 
 
 FORMS = {

@@ -65,6 +65,8 @@ import cs_models
 assert "site-packages" in cs_models.__file__
 assert load("r_coast").name == "coast"
 assert main(["list"]) == 0
+import cs_models.cli.training_cli
+assert not {"timm", "wandb", "diffusers", "skimage"} & set(sys.modules), "imported before a training needs it"
 small = ["--trainer.max_steps=1", "--data.batches_per_epoch=1", "--data.batch_size=1", "--data.validation_sets=[]",
          "--trainer.enable_progress_bar=false"]
 assert main(["train", "--config", "r_coast", "--config", "cpu", "--data.train_sets=[bundled-train]", *small]) == 0

@@ -95,7 +95,8 @@ def strip(groups: Sequence[tuple[str, Sequence[Tile]]], title: str = "") -> Figu
             left = GAP + place * (width + GAP)
             axes = figure.add_axes((left / page, (top + GAP / 2) / total, width / page, width * aspect / total))
             axes.axis("off")
-            axes.set_title("\n".join(words), fontsize=POINTS, pad=3, linespacing=1.1)
+            # Without y, the labels of the ticks are laid out, of which there are none, to put the title above them.
+            axes.set_title("\n".join(words), y=1.0, fontsize=POINTS, pad=3, linespacing=1.1)
             _show(axes, tile)
     return figure
 

@@ -16,6 +16,7 @@ from cs_models.networks.unfolding.coast import COASTConfig, COASTModule
 from cs_models.operators import make_operator
 from cs_models.training.weights import save_checkpoint
 from cs_models.zoo import export as exporting
+from cs_models.zoo.graphs import Measure, Reconstruct
 from cs_models.zoo.methods import load, zoo
 from datamodules.catalog import load_set
 from tests.test_networks import NETWORKS as SMALL
@@ -43,6 +44,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(save_checkpoint(module, folder / "tiny.safetensors")), str(folder / "phi.npy")
 
 
+@pytest.mark.filterwarnings("error:No complete tensor found")
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_graphs_of_a_small_network_at_any_size(suffix: str, tiny: tuple[str, str], tmp_path: Path) -> None:
     checkpoint, matrix = tiny
@@ -67,6 +69,13 @@ def test_graphs_of_a_small_network_at_any_size(suffix: str, tiny: tuple[str, str
             measured, estimate = programs[measuring](x), programs[out](y, size)
         torch.testing.assert_close(measured, y, rtol=0, atol=1e-5)
         torch.testing.assert_close(estimate, network.reconstruct(y, operator), rtol=0, atol=1e-4)
+
+
+def test_graphs_hold_the_rows_of_their_ratio_alone() -> None:
+    network = load("scnet_learned", 0.1)
+    operator = network.default_operator(0.1, (33, 33))
+    for graph in (Measure(operator), Reconstruct(network, operator)):
+        assert graph.matrix.untyped_storage().nbytes() == graph.matrix.nbytes
 
 
 def reconstructions(name: str, ratio: float, out: Path) -> tuple[Tensor, Tensor, Tensor]:

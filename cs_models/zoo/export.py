@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,7 +135,9 @@ def _write_onnx(program: ExportedProgram, path: Path, graph: str, texts: Mapping
 def _write_torch(program: ExportedProgram, path: Path, texts: Mapping[str, str]) -> None:
     import torch
 
-    with path.open("wb") as file:
+    with path.open("wb") as file, warnings.catch_warnings():
+        # Kernels of convolutions are kept with their channels last: whole, though torch takes them for parts.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
         torch.export.save(program, file, extra_files={f"{key}.txt": text for key, text in texts.items()})
 
 

@@ -28,7 +28,7 @@ class Measure(nn.Module):
 
     def __init__(self, operator: BlockOperator) -> None:
         super().__init__()
-        self.register_buffer("matrix", operator.matrix)
+        self.register_buffer("matrix", _own(operator.matrix))
         self.block_size, self.ratio = operator.block_size, operator.ratio
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ class Reconstruct(nn.Module):
         identity = torch.eye(len(operator.matrix))[None, None]
         changed, prepared = module.prepared(identity, operator)
         assert isinstance(prepared, BlockOperator)
-        self.register_buffer("matrix", prepared.matrix)
-        self.register_buffer("preparation", None if prepared is operator else changed[0, 0])
+        self.register_buffer("matrix", _own(prepared.matrix))
+        self.register_buffer("preparation", None if prepared is operator else _own(changed[0, 0]))
 
     def forward(self, y: Tensor, size: Tensor) -> Tensor:
         """Images whose height and width are the two integers of `size`."""
@@ -73,6 +73,11 @@ class ReconstructAny(nn.Module):
     def forward(self, y: Tensor, size: Tensor, matrix: Tensor, ratio: Tensor) -> Tensor:
         """Images whose height and width are the two integers of `size`; `ratio` is one number."""
         return unfold(self.network, self.schedule, y, size, matrix, self.block_size, cast(float, ratio.item()))
+
+
+def _own(matrix: Tensor) -> Tensor:
+    """A copy: of the first rows of a larger matrix, a file would hold the whole."""
+    return matrix.clone(memory_format=torch.contiguous_format)
 
 
 def unfold(

@@ -417,6 +417,7 @@ def test_training_goes_on_without_the_network(tiny_images: Path, tmp_path: Path)
         timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
+    assert "anonymous setting" not in ended.stderr
     assert server.vanished.is_set()
     (weights,) = tmp_path.glob("cs-models/*/model.safetensors")
     load_checkpoint(weights)

@@ -17,6 +17,7 @@ from jsonargparse import get_loader, set_loader
 from pytorch_lightning import Trainer as LightningTrainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import WandbLogger
 
 from cs_models.cli.configs import renamed
 from cs_models.cli.training_checks import check_together, check_trainer
@@ -28,6 +29,7 @@ from cs_models.training.callbacks import ExportCheckpoint, FaultReport, FolderLo
 from cs_models.training.checkpoint_io import TrainingCheckpoint
 from cs_models.training.curves import DrawCurves
 from cs_models.training.lightning import LightningTraining
+from cs_models.training.loggers import forget_anonymous
 from cs_models.training.module import ReconstructionModule
 from cs_models.training.trainer import Trainer
 from datamodules.patches import PatchDataModule
@@ -182,10 +184,14 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except Exception as error:  # nothing but the settings is new here; Lightning has errors of many kinds for them
             reason = " ".join(str(error).split())
             raise UserError(f"the trainer's settings do not fit together or not this machine: {reason}") from error
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                forget_anonymous(logger)
+        return trainer
 
     def _check_strategy(self, config: Any) -> None:
         strategy = getattr(config.trainer.strategy, "class_path", str(config.trainer.strategy))

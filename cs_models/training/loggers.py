@@ -63,6 +63,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("step", "").isdigit()]
 
 
+def forget_anonymous(logger: WandbLogger) -> None:
+    """Keep a setting from wandb that Lightning passes on though nobody gave it: wandb warns that it is no more."""
+    settings = getattr(logger, "_wandb_init", {})
+    if settings.get("anonymous", "") is None:
+        del settings["anonymous"]
+
+
 def log_weights(logger: WandbLogger, path: Path, method: ReconstructionModule, step: int) -> None:
     """Make trained weights an artifact of the run that trained them, under the network's and the run's name.
 

@@ -55,7 +55,7 @@ class CPMB(nn.Module):
     def forward(self, h: Tensor, gains: Tensor | None = None) -> Tensor:
         """Refine h ``(N, C, H, W)`` under gains that broadcast to it, or gains of one."""
         change = self.conv2(F.relu(self.conv1(h), inplace=True))
-        return h + (change if gains is None else gains * change)
+        return h + change if gains is None else torch.addcmul(h, gains, change)
 
 
 class COASTLayer(nn.Module):

@@ -76,6 +76,7 @@ def conjugate_gradients(
     iterations: int = 20,
     precondition: Callable[[Tensor], Tensor] | None = None,
     tolerance: float = 0.0,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Solve ``M k = right`` for each image of a batch ``(N, ...)``.
 
@@ -86,9 +87,11 @@ def conjugate_gradients(
         precondition: k -> about ``M^-1 k``, symmetric and positive definite.
         tolerance: an image is left as it is once the norm of its residual is at most this share of the right-hand
             side's.
+        start: the first k, zeros where it is not given.
     """
-    k, residual = torch.zeros_like(right), right
-    direction = right if precondition is None else precondition(right)
+    k = torch.zeros_like(right) if start is None else start
+    residual = right if start is None else right - apply(start)
+    direction = residual if precondition is None else precondition(residual)
     energy = image_dot(residual, direction)
     tiny = torch.finfo(energy.dtype).tiny
     least = tolerance * image_norm(right)

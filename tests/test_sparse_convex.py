@@ -413,8 +413,10 @@ def test_data_proximal_solves_its_normal_equations(kind: str) -> None:
     padded = operator.padded()
     v = torch.rand(2, 1, *padded.image_size).double()
     y = operator(torch.rand(2, 1, *size).double())
-    w = DataProximal(operator, 0.05)(v, y)
-    torch.testing.assert_close(padded.normal(w) + 0.05 * w, padded.adjoint(y) + 0.05 * v, atol=1e-6, rtol=0)
+    proximal = DataProximal(operator, 0.05)
+    w, k = proximal(v, y)
+    for found in (w, proximal(v, y, torch.randn_like(k))[0]):
+        torch.testing.assert_close(padded.normal(found) + 0.05 * found, padded.adjoint(y) + 0.05 * v, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "levels"), [("haar", 3), ("db4", 2), ("sym5", 1), ("db8", 3)])

@@ -20,6 +20,9 @@ State = tuple[Tensor, ...]
 Step = Callable[[State], tuple[State, Tensor]]
 """One iteration: the next state, and how far each image is from a fixed point ``(N,)``."""
 
+# Where conjugate gradients end within an iteration: each goes on where the last one ended, so that nothing is lost.
+INNER_TOLERANCE = 1e-4
+
 
 @dataclass(kw_only=True)
 class ConvexSolver(IterativeSolver):
@@ -108,9 +111,16 @@ class DataProximal:
     operators with a matrix, a number for orthonormal rows, and conjugate gradients for the others.
     """
 
-    def __init__(self, operator: MeasurementOperator, rho: float) -> None:
+    def __init__(self, operator: MeasurementOperator, rho: float, tolerance: float = 0.0) -> None:
+        """
+        Args:
+            operator: A.
+            rho: weight of v.
+            tolerance: where conjugate gradients end, as a share of ``y - A v``; what is left at 0 is rounding.
+        """
         self.operator = operator.padded()
         self.rho = rho
+        self.tolerance = tolerance
         self._inverse: Tensor | float | None = None
         if isinstance(operator, MatrixOperator) and not operator.orthonormal:
             matrix = operator.matrix.double()
@@ -119,18 +129,20 @@ class DataProximal:
         elif isinstance(operator, MatrixOperator) or has_orthonormal_rows(operator):
             self._inverse = 1 / (1 + rho)
 
-    def __call__(self, v: Tensor, y: Tensor) -> Tensor:
-        """The minimiser ``(N, C, H, W)`` for v ``(N, C, H, W)`` and measurements y."""
+    def __call__(self, v: Tensor, y: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The minimiser ``v + A^T k`` for v ``(N, C, H, W)`` and measurements y, and k, from which the next may start.
+
+        From one iteration to the next k hardly changes.
+        """
         residual = y - self.operator(v)
         if self._inverse is None:
-            # What is left then is rounding.
-            tolerance = 10 * torch.finfo(residual.dtype).eps
-            weights = conjugate_gradients(self._gram, residual, tolerance=tolerance)
+            tolerance = max(self.tolerance, 10 * torch.finfo(residual.dtype).eps)
+            k = conjugate_gradients(self._gram, residual, tolerance=tolerance, start=start)
         elif isinstance(self._inverse, Tensor):
-            weights = residual @ self._inverse
+            k = residual @ self._inverse
         else:
-            weights = residual * self._inverse
-        return self.operator.adjoint(weights).add_(v)
+            k = residual * self._inverse
+        return self.operator.adjoint(k).add_(v), k
 
     def _gram(self, k: Tensor) -> Tensor:
         return self.operator(self.operator.adjoint(k)) + self.rho * k

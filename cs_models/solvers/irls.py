@@ -52,6 +52,7 @@ class IRLS(IterativeSolver):
         s = problem.zeros()
         iterations = torch.zeros_like(active, dtype=torch.long)
         smoothing = torch.ones_like(s[:, :1])
+        dual = torch.zeros_like(problem.y)
         with self.run(self.iterations) as run:
             for _ in range(self.iterations):
                 rows = active.nonzero()[:, 0]
@@ -59,7 +60,7 @@ class IRLS(IterativeSolver):
                     break
                 largest = s[rows].abs().amax(1, keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
                 q = ((s[rows] / largest).square() + smoothing[rows]).pow(1 - self.p / 2)
-                moved = self._least(problem, rows, q)
+                moved = self._least(problem, rows, q, dual)
                 settled = relative(moved - s[rows], moved)[:, None] < smoothing[rows].sqrt() / 100
                 s[rows] = moved
                 iterations[rows] += 1
@@ -67,11 +68,15 @@ class IRLS(IterativeSolver):
                 smoothing[rows] = torch.where(settled, smoothing[rows] / 10, smoothing[rows])
         return problem.solution(s, iterations, ~active)
 
-    def _least(self, problem: SparseProblem, rows: Tensor, q: Tensor) -> Tensor:
-        """``Q A^T (A Q A^T)^-1 y`` of some signals ``(P, n)``, Q being diagonal."""
+    def _least(self, problem: SparseProblem, rows: Tensor, q: Tensor, dual: Tensor) -> Tensor:
+        """``Q A^T (A Q A^T)^-1 y`` of some signals ``(P, n)``, Q being diagonal.
+
+        Without a matrix, `dual` has what the inverse made of y when Q was the one before, and then what it makes of it.
+        """
         if isinstance(problem, DictionaryProblem):
             return self._directly(problem, rows, q)
-        return self._step_by_step(problem, rows, q)
+        dual[rows] = self._step_by_step(problem, rows, q, dual[rows])
+        return q * problem.adjoint(dual[rows])
 
     def _directly(self, problem: DictionaryProblem, rows: Tensor, q: Tensor) -> Tensor:
         """By a Cholesky factor for each signal, in float64."""
@@ -87,12 +92,11 @@ class IRLS(IterativeSolver):
             parts.append(weights * (dual @ atoms))
         return torch.cat(parts).to(q.dtype)
 
-    def _step_by_step(self, problem: SparseProblem, rows: Tensor, q: Tensor) -> Tensor:
-        """Without a matrix; the mean diagonal of ``A Q A^T`` is that of Q, times n / m for atoms of norm 1."""
+    def _step_by_step(self, problem: SparseProblem, rows: Tensor, q: Tensor, start: Tensor) -> Tensor:
+        """``(A Q A^T)^-1 y`` without a matrix; its mean diagonal is that of Q, times n / m for atoms of norm 1."""
         damping = self.damping * q.mean(1, keepdim=True) * problem.n / problem.m
 
         def normal(k: Tensor) -> Tensor:
             return problem.forward(q * problem.adjoint(k)) + damping * k
 
-        dual = conjugate_gradients(normal, problem.y[rows], INNER_STEPS, tolerance=INNER_TOLERANCE)
-        return q * problem.adjoint(dual)
+        return conjugate_gradients(normal, problem.y[rows], INNER_STEPS, tolerance=INNER_TOLERANCE, start=start)

@@ -16,7 +16,7 @@ from cs_models.operators.base import MeasurementOperator
 from cs_models.precision import full_precision
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import as_json, check_measurements, column_norm
-from cs_models.solvers.convex import ConvexSolver, DataProximal, State, constant_image, solution
+from cs_models.solvers.convex import INNER_TOLERANCE, ConvexSolver, DataProximal, State, constant_image, solution
 from cs_models.solvers.tv import pad_to
 from cs_models.transforms.dct import dct_matrix
 
@@ -115,19 +115,20 @@ class PlugAndPlay(ConvexSolver):
     def _solve(self, y: Tensor, operator: MeasurementOperator) -> Solution:
         check_measurements(y, operator)
         denoiser = self.denoiser or DCTDenoiser()
-        proximal = DataProximal(operator, self.rho_for(operator, y))
+        proximal = DataProximal(operator, self.rho_for(operator, y), INNER_TOLERANCE)
         levels = iter(self.noise_levels(operator.noise_sigma))
 
         def step(state: State) -> tuple[State, Tensor]:
-            x, dual, y = state
-            measured = proximal(pad_to(x, operator.padded_size) - dual, y) + dual
+            x, dual, k, y = state
+            measured, k = proximal(pad_to(x, operator.padded_size) - dual, y, k)
+            measured += dual
             x = denoiser(operator.crop(measured), next(levels))
             following = measured - pad_to(x, operator.padded_size)
-            return (x, following, y), relative(following - dual, x)
+            return (x, following, k, y), relative(following - dual, x)
 
         start = constant_image(y, operator)
         dual = torch.zeros_like(pad_to(start, operator.padded_size))
-        x, iterations, converged = self._iterate((start, dual, y), step)
+        x, iterations, converged = self._iterate((start, dual, torch.zeros_like(y), y), step)
         return solution(x, y, operator, iterations, converged)
 
     def rho_for(self, operator: MeasurementOperator, y: Tensor) -> float:

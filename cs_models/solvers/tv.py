@@ -18,7 +18,7 @@ from cs_models.operators.base import MeasurementOperator
 from cs_models.operators.column import ColumnOperator
 from cs_models.reconstruction import Solution
 from cs_models.solvers.base import check_measurements
-from cs_models.solvers.convex import ConvexSolver, DataProximal, State, Step, solution
+from cs_models.solvers.convex import INNER_TOLERANCE, ConvexSolver, DataProximal, State, Step, solution
 from cs_models.solvers.noise import image_noise
 from cs_models.solvers.tikhonov import smooth_image
 from cs_models.transforms.dct import DCT2d, dct, idct
@@ -34,7 +34,7 @@ SMOOTH_WEIGHT, SMOOTH_ITERATIONS = 1e-3, 10
 
 @dataclass(kw_only=True)
 class TotalVariation(ConvexSolver):
-    """TV-ADMM; every step is exact.
+    """TV-ADMM; every step is exact, or as `DataProximal` is where an operator has no matrix.
 
     Column-wise operators: the image is split as ``z = grad x``, and the normal equations
     ``(M^T M + rho L) X + rho X L' = R`` are a Sylvester equation, diagonal in the eigenvectors of the left factor and
@@ -91,7 +91,7 @@ class TotalVariation(ConvexSolver):
         if isinstance(operator, ColumnOperator):
             return start, z, torch.zeros_like(z), y
         w = pad_to(start, operator.padded_size)
-        return start, z, torch.zeros_like(z), w, torch.zeros_like(w), y
+        return start, z, torch.zeros_like(z), w, torch.zeros_like(w), torch.zeros_like(y), y
 
     def _sylvester_step(self, operator: MeasurementOperator, weight: float, y: Tensor) -> Step:
         assert isinstance(operator, ColumnOperator)
@@ -119,18 +119,18 @@ class TotalVariation(ConvexSolver):
         height, width = operator.image_size
         spectrum = rho * (_frequencies(height)[:, None] + _frequencies(width)) + coupling
         spectrum = spectrum.to(y.device, y.real.dtype, non_blocking=True)
-        transform, proximal = DCT2d(), DataProximal(operator, coupling)
+        transform, proximal = DCT2d(), DataProximal(operator, coupling, min(INNER_TOLERANCE, self.tolerance))
 
         def step(state: State) -> tuple[State, Tensor]:
-            _, z, u, w, q, y = state
+            _, z, u, w, q, k, y = state
             right = coupling * operator.crop(w - q) + rho * gradient_adjoint(z - u)
             x = transform.synthesis(transform.analysis(right) / spectrum)
             z, u, change = self._shrink(x, z, u)
             whole = pad_to(x, operator.padded_size)
             relaxed = torch.lerp(w, whole, OVER_RELAXATION) + q
-            moved = proximal(relaxed, y)
+            moved, k = proximal(relaxed, y, k)
             change = torch.maximum(change, torch.maximum(relative(whole - moved, moved), relative(moved - w, moved)))
-            return (x, z, u, moved, relaxed - moved, y), change
+            return (x, z, u, moved, relaxed - moved, k, y), change
 
         return step
 

@@ -68,7 +68,10 @@ def _ask_the_driver() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
-    """Show a warning of a library's own kind as a plain one, for whose sake no other process imports the library."""
+    """Show a library's own kind of warning as a plain one.
+
+    Otherwise the process that only distributes the tests imports the library, as large as it may be.
+    """
     if warning_message.category.__module__ != "builtins":
         warning_message.message = UserWarning(str(warning_message.message))
         warning_message.category = UserWarning

@@ -16,7 +16,7 @@ import pytest
 from cs_models.cli.allocator import keep_freed_memory
 
 PROGRAM = """
-import ctypes
+import ctypes, os
 import torch
 from cs_models.cli.allocator import keep_freed_memory
 
@@ -35,9 +35,10 @@ def given_back():
     after = books()
     return before.arena + before.hblkhd - after.arena - after.hblkhd
 
-print(given_back(), given_back())
-keep_freed_memory()
-print(given_back())
+if os.fork():
+    os.wait()
+    keep_freed_memory()
+print(given_back(), flush=True)
 """
 
 
@@ -47,9 +48,8 @@ print(given_back())
 def test_freed_tensors_stay_with_the_process() -> None:
     """Bytes that go back to the operating system when four tensors of 12 MiB are freed."""
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    first, second, kept = map(int, run.stdout.split())
-    assert first > 24 * 2**20
-    assert second > 24 * 2**20
+    usual, kept = map(int, run.stdout.split())
+    assert usual > 24 * 2**20
     assert kept == 0
 
 

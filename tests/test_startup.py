@@ -38,7 +38,7 @@ BEFORE_TORCH = """
 import eval as evaluate, train
 from cs_models.cli import main
 
-heavy = ("torch", "scipy", "matplotlib", "skimage", "pytorch_lightning", "wandb")
+heavy = ("torch", "scipy", "matplotlib", "skimage", "pytorch_lightning", "wandb", "diffusers", "timm", "torchvision")
 assert "--methods" in said(evaluate.main, "--help", 0)
 listed = said(evaluate.main, "--list", 0)
 assert "clomp" in listed and "Set11" in listed and "r_coast" in listed

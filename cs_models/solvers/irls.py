@@ -75,8 +75,9 @@ class IRLS(IterativeSolver):
         """
         if isinstance(problem, DictionaryProblem):
             return self._directly(problem, rows, q)
-        dual[rows] = self._step_by_step(problem, rows, q, dual[rows])
-        return q * problem.adjoint(dual[rows])
+        found = self._step_by_step(problem, rows, q, dual[rows])
+        dual[rows] = found
+        return q * problem.adjoint(found)
 
     def _directly(self, problem: DictionaryProblem, rows: Tensor, q: Tensor) -> Tensor:
         """By a Cholesky factor for each signal, in float64."""

@@ -53,7 +53,8 @@ class DCTDenoiser:
         basis = dct_matrix(size, x.dtype, x.device)
         padded = F.pad(x.flatten(0, 1), [size - 1] * 4, mode="reflect")
         height, width = padded.shape[-2] - size + 1, padded.shape[-1]
-        down = _times(basis, padded.unfold(-2, size, 1).movedim(-1, 0))
+        # Matrix products of the first dimension: batches of so small ones, of the last, take longer.
+        down = torch.tensordot(basis, padded.unfold(-2, size, 1).movedim(-1, 0), 1)
         lines = torch.empty_like(down)
         # Blocks overlap: `moved` are the rows of `between` with sample k of each block k places further to the right.
         between = down.new_zeros(*down.shape[:-1], width + size - 1)
@@ -61,21 +62,16 @@ class DCTDenoiser:
         moved = between.as_strided(down.shape, (first - 1, *others), size - 1)
         # One vertical frequency at a time: all of them together take B^2 times the memory of the image.
         for frequency in range(size):
-            coefficients = _times(basis, down[frequency].unfold(-1, size, 1).movedim(-1, 0))
+            coefficients = torch.tensordot(basis, down[frequency].unfold(-1, size, 1).movedim(-1, 0), 1)
             kept = F.hardshrink(coefficients, self.threshold * sigma)
             if frequency == 0:
                 kept[0] = coefficients[0]
-            between[..., size - 1 : width] = _times(basis.T, kept)
+            between[..., size - 1 : width] = torch.tensordot(basis.T, kept, 1)
             lines[frequency] = moved.sum(0)
         blended = torch.zeros_like(padded)
-        for line, part in enumerate(_times(basis.T, lines)):
+        for line, part in enumerate(torch.tensordot(basis.T, lines, 1)):
             blended[:, line : line + height] += part
         return blended.view(*x.shape[:2], -1, width)[..., size - 1 : 1 - size, size - 1 : 1 - size] / size**2
-
-
-def _times(matrix: Tensor, x: Tensor) -> Tensor:
-    """A matrix times the first dimension of ``(B, ...)``, as one product: batches of so small ones take longer."""
-    return (matrix @ x.reshape(len(x), -1)).view(x.shape)
 
 
 @dataclass(kw_only=True)

@@ -53,7 +53,7 @@ class Reconstruct(nn.Module):
         changed, prepared = module.prepared(identity, operator)
         assert isinstance(prepared, BlockOperator)
         self.register_buffer("matrix", _own(prepared.matrix))
-        self.register_buffer("preparation", None if prepared is operator else _own(changed[0, 0]))
+        self.register_buffer("preparation", None if prepared is operator else changed[0, 0])
 
     def forward(self, y: Tensor, size: Tensor) -> Tensor:
         """Images whose height and width are the two integers of `size`."""
